@@ -1,0 +1,159 @@
+"""Every error that a user of Verger can meet, each with its code, status and what to do next.
+
+Imported by all layers; must not import anything of Verger.
+
+    VergerError
+    ├── RequestError            4xx: the request is at fault, retrying it unchanged is useless
+    │   ├── InvalidRequest          400  wrong type, orphan tool result, NaN, not JSON …
+    │   ├── UnsupportedParameter    400  would change the answer and is not implemented
+    │   ├── ContextLengthExceeded   400  prompt longer than the model's context
+    │   ├── ModelNotFound           404  names what there is
+    │   ├── RouteNotFound           404
+    │   ├── MethodNotAllowed        405
+    │   ├── BodyTooLarge            413
+    │   └── RequestTimeout          408  the body did not arrive in time
+    ├── ServiceError            5xx: the service is at fault, retry later
+    │   ├── EngineUnavailable       503  the engine died, or is still loading
+    │   ├── Overloaded              503  a queue is full
+    │   └── InternalError           500  a defect of ours; the log has the traceback
+    └── StartupError            exit code 3: one line on stderr, no traceback
+        ├── ConfigError
+        ├── ModelFolderError
+        └── PortInUse
+"""
+
+from typing import ClassVar
+
+EXIT_USAGE = 2
+EXIT_CANNOT_START = 3
+
+
+class VergerError(Exception):
+    """Base of all of Verger's errors; `str(error)` is the sentence shown to the user."""
+
+
+class ReplyError(VergerError):
+    """An error that can be sent to a client.
+
+    `param` names the offending request field, `retry_after_s` becomes the Retry-After header.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class RequestError(ReplyError):
+    """The request is at fault."""
+
+    status = 400
+    code = "invalid_request"
+    type = "invalid_request_error"
+
+
+class InvalidRequest(RequestError):
+    """A field has a wrong type or value, or fields contradict each other."""
+
+
+class UnsupportedParameter(RequestError):
+    """A parameter that would change the answer and is not implemented."""
+
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(RequestError):
+    """The prompt is longer than the model's context."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, context_tokens: int, prompt_tokens: int) -> None:
+        super().__init__(
+            f"This model's maximum context length is {context_tokens} tokens. However, your "
+            f"messages resulted in {prompt_tokens} tokens. Please reduce the length of the "
+            "messages.",
+            param="messages",
+        )
+
+
+class ModelNotFound(RequestError):
+    """The request names a model that is neither served nor an alias."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class RouteNotFound(RequestError):
+    """No such path."""
+
+    status = 404
+    code = "route_not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, the method does not."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTimeout(RequestError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class BodyTooLarge(RequestError):
+    """The request's body exceeds the limit."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class ServiceError(ReplyError):
+    """The service is at fault; the same request may succeed later."""
+
+    status = 503
+
+
+class EngineUnavailable(ServiceError):
+    """The engine died while it worked on the request, or is not ready yet."""
+
+    code = "engine_unavailable"
+
+
+class Overloaded(ServiceError):
+    """A queue is full."""
+
+    code = "overloaded"
+
+
+class InternalError(ServiceError):
+    """A defect of ours."""
+
+    status = 500
+    code = "internal_error"
+
+
+class StartupError(VergerError):
+    """Verger cannot start; printed as one line, the process exits with EXIT_CANNOT_START."""
+
+
+class ConfigError(StartupError):
+    """config.toml, a VERGER_* variable or a flag holds an unknown key or a wrong value."""
+
+
+class ModelFolderError(StartupError):
+    """The model's folder is missing, incomplete, damaged, or not a gpt-oss."""
+
+
+class PortInUse(StartupError):
+    """Another process listens on the port."""

@@ -1,0 +1,1 @@
+"""Text ⇄ token ids ⇄ events. Pure: no I/O, no clock, no MLX."""
