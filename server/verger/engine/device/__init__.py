@@ -1,0 +1,1 @@
+"""Everything that touches MLX: arrays never leave this package, ids and floats do."""
