@@ -1,0 +1,117 @@
+"""The engine's loop: the one thread that listens, schedules, computes and answers.
+
+Started by `__main__` once the model is loaded. Must not know MLX, text, or how rows are chosen.
+It reacts to messages only between steps, and the heartbeat comes from this very thread, so that
+a hung device shows to the gateway as silence.
+
+    launch k ─ launch k+1 ─ collect k ─ emit k ─ launch k+2 ─ collect k+1 ─ …
+              (the device computes k+1 while the host handles k)
+"""
+
+from collections.abc import Callable
+
+from verger.engine.scheduler import Scheduler
+from verger.engine.steps import Runner
+from verger.engine.transport import Connection, ProtocolError
+from verger.messages import Cancel, Drain, FromEngine, Heartbeat, Stats, Submit, ToEngine
+
+HEARTBEAT_S = 1.0
+"""Between two heartbeats, also when idle; statistics are sent as often while it computes."""
+
+
+class Loop:
+    """Runs until a Drain has been obeyed; ConnectionClosed and the runner's errors end it too."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        runner: Runner,
+        scheduler: Scheduler,
+        clock: Callable[[], float],
+    ) -> None:
+        self._connection = connection
+        self._runner = runner
+        self._scheduler = scheduler
+        self._clock = clock
+        self._next_beat_s = clock()
+        self._was_idle = True
+
+    def run(self) -> None:
+        """Ten lines a step."""
+        scheduler = self._scheduler
+        while not (scheduler.is_draining and scheduler.is_idle):
+            self._drain_inbox()
+            if scheduler.needs_tokens:
+                self._collect()
+            is_launched = self._launch()
+            # What was just launched computes on while the host handles the step before it.
+            if scheduler.launched > (1 if is_launched else 0):
+                self._collect()
+            self._emit()
+
+    def _drain_inbox(self) -> None:
+        for message in self._connection.receive(self._idle_s()):
+            self._handle(message)
+
+    def _idle_s(self) -> float:
+        if not self._scheduler.is_idle:
+            return 0.0
+        return max(0.0, self._next_beat_s - self._clock())
+
+    def _handle(self, message: ToEngine) -> None:
+        match message:
+            case Submit():
+                self._scheduler.submit(message)
+            case Cancel():
+                self._scheduler.cancel(message.request_id)
+            case Drain():
+                self._scheduler.drain()
+            case _:
+                raise ProtocolError(f"{type(message).__name__} while the engine runs")
+
+    def _launch(self) -> bool:
+        step = self._scheduler.plan()
+        for request_id in step.closed:
+            self._runner.close(request_id)
+        for submit in step.opened:
+            self._runner.open(submit)
+        if step.plan.is_empty:
+            return False
+        self._runner.launch(step.plan)
+        return True
+
+    def _collect(self) -> None:
+        self._scheduler.settle(self._runner.collect())
+
+    def _emit(self) -> None:
+        frames = self._scheduler.take_frames()
+        frames += self._vital_signs()
+        if frames:
+            self._connection.send(frames)
+
+    def _vital_signs(self) -> list[FromEngine]:
+        """Heartbeat when due; statistics with it, and once when the work is done."""
+        is_idle, was_idle = self._scheduler.is_idle, self._was_idle
+        self._was_idle = is_idle
+        signs: list[FromEngine] = []
+        if self._clock() >= self._next_beat_s:
+            self._next_beat_s = self._clock() + HEARTBEAT_S
+            signs.append(Heartbeat(self._scheduler.steps))
+            if not is_idle:
+                signs.append(self._stats())
+        if is_idle and not was_idle:
+            signs.append(self._stats())
+        return signs
+
+    def _stats(self) -> Stats:
+        memory = self._runner.memory()
+        return Stats(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            steps=self._scheduler.steps,
+            prefill_tokens=self._scheduler.prefill_tokens,
+            decode_tokens=self._scheduler.decode_tokens,
+            kv_bytes=memory.kv_bytes,
+            active_bytes=memory.active_bytes,
+            peak_bytes=memory.peak_bytes,
+        )

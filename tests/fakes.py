@@ -1,0 +1,226 @@
+"""Fakes shared by the tests: time, a tokenizer, a runner without a model, an engine in-process."""
+
+import asyncio
+import heapq
+import itertools
+import socket
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from verger.engine.steps import MAX_LAUNCHED_STEPS, Memory, Plan, Sampled
+from verger.gateway.engine_process import EngineProcess
+from verger.messages import PROTOCOL_VERSION, FromEngine, Hello, Ready, Submit, ToEngine
+
+HARMONY_SPECIALS = (
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<|return|>",
+    "<|constrain|>",
+    "<|channel|>",
+    "<|start|>",
+    "<|end|>",
+    "<|message|>",
+    "<|call|>",
+)
+
+READY = Ready(
+    version=PROTOCOL_VERSION,
+    model_id="fake",
+    vocabulary_size=300,
+    context_tokens=1000,
+    max_rows=16,
+    device="fake",
+    load_s=0.0,
+)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A vocabulary of the 256 bytes, then Harmony's specials from id 256 on."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: index for index, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(HARMONY_SPECIALS))
+    return tokenizer
+
+
+def write_model_folder(folder: Path) -> Path:
+    """A model folder with all that a fake engine needs: a tokenizer.json."""
+    folder.mkdir(exist_ok=True)
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+class FakeTime:
+    """A clock that only `advance` moves, and the sleep that belongs to it."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.slept_s: list[float] = []
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+
+    def clock(self) -> float:
+        """Seconds since the fake began."""
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        """Return once `advance` has passed the time."""
+        self.slept_s.append(seconds)
+        wake = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.now_s + seconds, next(self._order), wake))
+        await wake
+
+    async def advance(self, seconds: float) -> None:
+        """Wake the sleepers whose time comes, one after the other, and let each act."""
+        end_s = self.now_s + seconds
+        while self._sleepers and self._sleepers[0][0] <= end_s:
+            self.now_s, _, wake = heapq.heappop(self._sleepers)
+            if not wake.done():
+                wake.set_result(None)
+            await settle()
+        self.now_s = end_s
+
+
+async def settle() -> None:
+    """Let every task that can run do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class EchoRunner:
+    """Implements `steps.Runner`: every row says its prompt over and over. Checks the contract."""
+
+    def __init__(self, context_tokens: int = 1000) -> None:
+        self.context_tokens = context_tokens
+        self.vocabulary_size = 1000
+        self.device = "echo"
+        self.open_rows: dict[int, Submit] = {}
+        self.plans: list[Plan] = []
+        self._computed_tokens: dict[int, int] = {}
+        self._launched: deque[list[Sampled]] = deque()
+
+    def open(self, submit: Submit) -> None:
+        assert submit.request_id not in self.open_rows
+        self.open_rows[submit.request_id] = submit
+        self._computed_tokens[submit.request_id] = 0
+
+    def launch(self, plan: Plan) -> None:
+        assert len(self._launched) < MAX_LAUNCHED_STEPS
+        assert not plan.is_empty
+        self.plans.append(plan)
+        sampled: list[Sampled] = []
+        for prefill in plan.prefills:
+            prompt = self.open_rows[prefill.request_id].prompt
+            assert self._computed_tokens[prefill.request_id] == prefill.start
+            assert prefill.start < prefill.stop <= len(prompt)
+            self._computed_tokens[prefill.request_id] = prefill.stop
+            if prefill.stop == len(prompt):
+                sampled.append(self._sample(prefill.request_id))
+        for request_id in plan.decodes:
+            assert self._computed_tokens[request_id] >= len(self.open_rows[request_id].prompt)
+            self._computed_tokens[request_id] += 1
+            assert self._computed_tokens[request_id] < self.context_tokens
+            sampled.append(self._sample(request_id))
+        self._launched.append(sampled)
+
+    def collect(self) -> list[Sampled]:
+        return self._launched.popleft()
+
+    def close(self, request_id: int) -> None:
+        del self.open_rows[request_id]
+        del self._computed_tokens[request_id]
+
+    def memory(self) -> Memory:
+        kv_bytes = sum(self._computed_tokens.values())
+        return Memory(kv_bytes=kv_bytes, active_bytes=kv_bytes, peak_bytes=kv_bytes)
+
+    def _sample(self, request_id: int) -> Sampled:
+        prompt = self.open_rows[request_id].prompt
+        position = self._computed_tokens[request_id] - len(prompt)
+        return Sampled(request_id, prompt[position % len(prompt)])
+
+
+class FakeEngine:
+    """The engine's end of a socket, played by a test; `spawn` makes it look like a process."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.pid = 4711
+        self.returncode: int | None = None
+        self._reader = reader
+        self._writer = writer
+        self._exited = asyncio.Event()
+        self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+
+    async def receive(self) -> ToEngine:
+        """The gateway's next frame."""
+        length = int.from_bytes(await self._reader.readexactly(4), "little")
+        return self._decoder.decode(await self._reader.readexactly(length))
+
+    async def receive_all(self) -> list[ToEngine]:
+        """Every frame until the gateway closes."""
+        frames: list[ToEngine] = []
+        while header := await self._reader.read(4):
+            payload = await self._reader.readexactly(int.from_bytes(header, "little"))
+            frames.append(self._decoder.decode(payload))
+        return frames
+
+    def send(self, *frames: FromEngine) -> None:
+        """Frames to the gateway."""
+        for frame in frames:
+            payload = msgspec.msgpack.encode(frame)
+            self.send_bytes(len(payload).to_bytes(4, "little") + payload)
+
+    def send_bytes(self, piece: bytes) -> None:
+        """Anything at all to the gateway."""
+        self._writer.write(piece)
+
+    def exit(self, returncode: int = 0) -> None:
+        """End as a process does: the socket closes, the code can be waited for."""
+        if self.returncode is None:
+            self.returncode = returncode
+            self._writer.close()
+            self._exited.set()
+
+    def kill(self) -> None:
+        """What the gateway does to an engine that it no longer wants."""
+        self.exit(-9)
+
+    async def wait(self) -> int:
+        """The exit code."""
+        await self._exited.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+
+class FakeEngines:
+    """Stands in for `engine_process.spawn`: each start makes a FakeEngine for the test to play."""
+
+    def __init__(self) -> None:
+        self.commands: list[Sequence[str]] = []
+        self._started: asyncio.Queue[FakeEngine] = asyncio.Queue(maxsize=100)
+
+    async def spawn(self, command: Sequence[str]) -> EngineProcess:
+        """An engine process whose child is a FakeEngine."""
+        self.commands.append(command)
+        ours, theirs = socket.socketpair()
+        engine = FakeEngine(*await asyncio.open_unix_connection(sock=theirs))
+        self._started.put_nowait(engine)
+        return EngineProcess(engine, *await asyncio.open_unix_connection(sock=ours))
+
+    async def next(self) -> FakeEngine:
+        """The next engine that was started, its Hello already read."""
+        engine = await self._started.get()
+        assert isinstance(await engine.receive(), Hello)
+        return engine
+
+    async def next_ready(self, ready: Ready = READY) -> FakeEngine:
+        """The next engine, which says that it is ready."""
+        engine = await self.next()
+        engine.send(ready)
+        return engine
