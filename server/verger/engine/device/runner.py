@@ -55,10 +55,10 @@ class Launched:
 class MlxRunner:
     """Implements `steps.Runner`."""
 
-    def __init__(self, model: GptOss, hello: Hello, max_rows: int, random: Random) -> None:
+    def __init__(self, model: GptOss, sampler: Sampler, max_rows: int) -> None:
         mx.set_cache_limit(BUFFER_CACHE_BYTES)
         self._model = model
-        self._sampler = Sampler(model.vocabulary_size, hello, random)
+        self._sampler = sampler
         self._store = KVStore.create(
             full=_kv_shape(model, is_sliding=False),
             sliding=_kv_shape(model, is_sliding=True),
@@ -73,7 +73,9 @@ class MlxRunner:
     @classmethod
     def load(cls, folder: Path, hello: Hello, max_rows: int) -> "MlxRunner":
         """Load a model's folder; raises ModelFolderError."""
-        return cls(load(folder), hello, max_rows, Random())  # noqa: S311 (seeds, not secrets)
+        model = load(folder)
+        seeds = Random()  # noqa: S311 (not secrets)
+        return cls(model, Sampler(model.vocabulary_size, hello, seeds), max_rows)
 
     @property
     def context_tokens(self) -> int:
