@@ -65,6 +65,7 @@ def real_proportions_gpt_oss(seed: int, layers: int = 2, width: int = 64) -> Gpt
         vocab_size=201_088,
         hidden_size=width,
         intermediate_size=width,
+        num_attention_heads=16,
         rope_scaling=ROPE,
     )
     model = Model(args)
@@ -143,7 +144,8 @@ def finished_of(frames: Iterable[FromEngine]) -> dict[int, Finished]:
 
 def cold_logits(model: GptOss, ids: Sequence[int]) -> mx.array:
     """Logits (len(ids), vocabulary) of one full forward of mlx-lm's own model."""
-    return model.reference(mx.array([list(ids)]))[0]
+    logits: mx.array = model.reference(mx.array([list(ids)]))
+    return logits[0]
 
 
 def random_ids(random: Random, count: int, vocabulary_size: int = 512) -> list[int]:

@@ -91,7 +91,7 @@ def halved_window(patch: pytest.MonkeyPatch, model: GptOss) -> None:
         seen = mx.broadcast_to(half, (made.extent, 1, 1, made.length))
         return replace(made, mask=seen if made.mask is None else made.mask & seen)
 
-    sound = runner.decode_group
+    sound = forward.decode_group
     patch.setattr(runner, "decode_group", group)
 
 
@@ -106,8 +106,8 @@ def shifted_window(patch: pytest.MonkeyPatch, model: GptOss) -> None:
     ) -> mx.array:
         out = inner(store, layer, index, segment, *qkv)
         ring, row = store.ring, segment.row.ring_row
-        ring.keys[index][row] = mx.roll(ring.keys[index][row], 1, axis=1)
-        ring.values[index][row] = mx.roll(ring.values[index][row], 1, axis=1)
+        ring.keys[index][row] = mx.roll(ring.keys[index][row], 1, 1)
+        ring.values[index][row] = mx.roll(ring.values[index][row], 1, 1)
         return out
 
     patch.setattr(forward, "prefill_sliding", prefill)

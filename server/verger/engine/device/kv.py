@@ -23,7 +23,7 @@ import mlx.core as mx
 
 MIN_CAPACITY_TOKENS = 256
 BLOCK_TOKENS = 8192
-"""Positions in a shared block: 16 rows of 256, 8 of 512 … longer rows have a block of their own."""
+"""Positions in a shared block: 16 rows of 512, 8 of 1,024 … longer rows have their own."""
 GROWTH_TOKENS = 2048
 """Rows with a block of their own grow by this much."""
 
@@ -139,7 +139,8 @@ class KVStore:
         for block in many:
             if not block.is_full:
                 return block
-        many.append(Block(self.full, max(1, BLOCK_TOKENS // capacity), capacity))
+        rows = min(self.ring.rows, max(1, BLOCK_TOKENS // capacity))
+        many.append(Block(self.full, rows, capacity))
         return many[-1]
 
     def _release(self, block: Block, row: int) -> None:
