@@ -1,0 +1,1 @@
+"""The `verger` command: one module per subcommand, put together in main.py."""

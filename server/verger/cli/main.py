@@ -1,0 +1,58 @@
+"""The entry point `verger`: subcommands, and the edge where errors become exit codes.
+
+Exit codes: 0 done, 1 a defect of ours, 2 wrong usage, 3 cannot start (one line on stderr).
+Modules that cost time to import (the gateway, httpx) are imported by the command that needs them,
+so that `verger --help` answers at once; MLX is never imported here.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from verger import __version__
+from verger.cli.config import config
+from verger.cli.models import models
+from verger.cli.serve import serve
+from verger.errors import EXIT_CANNOT_START, StartupError
+
+app = typer.Typer(
+    help="The office's own OpenAI endpoint: gpt-oss on a Mac's unified memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(serve)
+app.command()(models)
+app.command()(config)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"verger {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Options that stand before the subcommand."""
+
+
+def main() -> None:
+    """Run the command line; what keeps Verger from starting costs one line, no traceback."""
+    try:
+        app()
+    except StartupError as error:
+        print(f"verger: {error}", file=sys.stderr)
+        sys.exit(EXIT_CANNOT_START)
+
+
+if __name__ == "__main__":
+    main()

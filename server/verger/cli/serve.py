@@ -1,0 +1,105 @@
+"""`verger serve`: configuration and catalogue become ServerSettings; the gateway does the rest."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from verger import log, paths
+from verger.catalogue import ModelChoice, SamplingDefaults, load_catalogue, resolve_model
+from verger.cli.machine import has_engine, is_loopback, memory_bytes, model_places
+from verger.config import SERVED_MODEL, Config, load_config
+from verger.errors import StartupError
+from verger.messages import Sampling
+
+if TYPE_CHECKING:
+    from verger.gateway.settings import ServerSettings
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks one.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model of `verger models`, a folder, or auto: the largest that fits."),
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(help="How many answers are generated at once.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Read this file instead of config.toml in VERGER_HOME."),
+    ] = None,
+    fake: Annotated[
+        Path | None, typer.Option(hidden=True, help="Play this script instead of a model.")
+    ] = None,
+) -> None:
+    """Serve the OpenAI API, by default at http://127.0.0.1:8374/v1, until interrupted."""
+    flags = {
+        "server.host": host,
+        "server.port": port,
+        "engine.model": model,
+        "engine.max_rows": max_rows,
+    }
+    loaded = load_config(flags, file=config)
+    if fake is None and not has_engine():
+        raise StartupError(
+            "the engine is not installed: run scripts/serve, or pip install 'verger[engine]'"
+        )
+    choice = _choose(loaded)
+    for notice in _notices(loaded, choice):
+        print(f"verger: {notice}", file=sys.stderr)
+    log.configure()
+    # Imported late: the web stack costs every other command a quarter of a second.
+    from verger.gateway.server import run
+
+    raise typer.Exit(run(settings_for(loaded, choice, fake)))
+
+
+def settings_for(config: Config, choice: ModelChoice, fake: Path | None) -> "ServerSettings":
+    """What the gateway needs to know, and no more."""
+    from verger.gateway.settings import ServerSettings
+
+    return ServerSettings(
+        model_id=choice.id,
+        model_folder=choice.folder.path,
+        context_tokens=choice.context_tokens,
+        sampling=_sampling(choice.model.sampling if choice.model else SamplingDefaults()),
+        aliases={
+            name: choice.id if target == SERVED_MODEL else target
+            for name, target in config.aliases.items()
+        },
+        host=config.server.host,
+        port=config.server.port,
+        name=config.server.name,
+        heartbeat_s=config.server.heartbeat_s,
+        max_rows=config.engine.max_rows,
+        fake_script=fake,
+    )
+
+
+def _choose(config: Config) -> ModelChoice:
+    return resolve_model(
+        config.engine.model,
+        load_catalogue(paths.catalogue_dir()),
+        model_places(),
+        memory_bytes=memory_bytes(),
+        is_loopback=is_loopback(config.server.host),
+    )
+
+
+def _notices(config: Config, choice: ModelChoice) -> list[str]:
+    notices = [choice.notice] if choice.notice else []
+    if not is_loopback(config.server.host):
+        notices.append(f"whoever reaches {config.server.host} can use this server: it asks no key")
+    return notices
+
+
+def _sampling(defaults: SamplingDefaults) -> Sampling:
+    return Sampling(
+        temperature=defaults.temperature,
+        top_p=defaults.top_p,
+        top_k=defaults.top_k,
+        min_p=defaults.min_p,
+    )

@@ -1,0 +1,175 @@
+"""The configuration: built-in default < config.toml < VERGER_* environment < command-line flag.
+
+Called once by the CLI, which passes the frozen Config down. A setting is named `section.key`
+(`server.port`), its variable VERGER_SECTION_KEY (VERGER_SERVER_PORT), its flag --key (--port).
+Must not know what the settings do; aliases come from defaults and the file only.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from verger import paths
+from verger.errors import ConfigError
+
+SERVED_MODEL = "auto"
+"""As the target of an alias: whichever model is being served."""
+
+_FOREIGN_NAMES = (
+    "gpt-3.5-turbo gpt-4 gpt-4-turbo gpt-4o gpt-4o-mini gpt-4.1 gpt-4.1-mini gpt-4.1-nano "
+    "gpt-5 gpt-5-mini gpt-5-nano gpt-5-codex o1 o1-mini o3 o3-mini o4-mini"
+).split()
+DEFAULT_ALIASES = {
+    **dict.fromkeys(_FOREIGN_NAMES, SERVED_MODEL),
+    "openai/gpt-oss-20b": "gpt-oss-20b",
+    "openai/gpt-oss-120b": "gpt-oss-120b",
+}
+_PLANNED = ("engine.target_itl_ms", "engine.kv_gib", "spill", "providers")
+_OTHER_VARIABLES = ("VERGER_HOME", "VERGER_REQUIRE_ORACLE")
+"""Of ours, but no settings: the state folder, and what scripts/test tells the test suite."""
+
+
+class ServerConfig(Struct, frozen=True):
+    """What clients meet. Port 0 picks a free one."""
+
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8374
+    name: Annotated[str, Meta(min_length=1, max_length=63)] = "verger"
+    heartbeat_s: Annotated[float, Meta(gt=0, le=60)] = 5.0
+
+
+class EngineConfig(Struct, frozen=True):
+    """What the engine process loads, and how many sequences it decodes at once."""
+
+    model: Annotated[str, Meta(min_length=1)] = "auto"
+    max_rows: Annotated[int, Meta(ge=1, le=256)] = 16
+
+
+_SECTIONS: Mapping[str, type[Struct]] = {"server": ServerConfig, "engine": EngineConfig}
+_FIELDS = {
+    f"{section}.{field.name}": field
+    for section, struct in _SECTIONS.items()
+    for field in msgspec.structs.fields(struct)
+}
+_VARIABLES = {f"VERGER_{key}".replace(".", "_").upper(): key for key in _FIELDS}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value and where it came from: `default`, the file's path, a variable or a flag."""
+
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that can be configured; `settings` holds the same values with their origins."""
+
+    server: ServerConfig
+    engine: EngineConfig
+    aliases: Mapping[str, str]
+    settings: Mapping[str, Setting]
+
+
+def load_config(
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Config:
+    """Merge the four layers. `flags` maps `section.key` to a value, None meaning not given.
+
+    Without `file` the one in VERGER_HOME is read if it exists. Raises ConfigError.
+    """
+    settings = _from_defaults()
+    settings |= _from_file(file)
+    settings |= _from_environment(os.environ if environ is None else environ)
+    settings |= _from_flags(flags or {})
+    return Config(
+        server=msgspec.convert(_section(settings, "server"), ServerConfig),
+        engine=msgspec.convert(_section(settings, "engine"), EngineConfig),
+        aliases=_section(settings, "aliases"),
+        settings=settings,
+    )
+
+
+def _from_defaults() -> dict[str, Setting]:
+    values = {key: field.default for key, field in _FIELDS.items()}
+    values |= {f"aliases.{name}": target for name, target in DEFAULT_ALIASES.items()}
+    return {key: Setting(value, "default") for key, value in values.items()}
+
+
+def _from_file(file: Path | None) -> dict[str, Setting]:
+    path = file or paths.config_file()
+    if file is None and not path.exists():
+        return {}
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    return {key: _parse(key, value, str(path)) for key, value in _flatten(document, str(path))}
+
+
+def _flatten(document: Mapping[str, Any], origin: str) -> Iterable[tuple[str, Any]]:
+    for section, table in document.items():
+        if section not in _SECTIONS and section != "aliases":
+            raise _unknown(section, [*_SECTIONS, "aliases"], origin)
+        if not isinstance(table, dict):
+            raise ConfigError(f"{origin}: {section} must be a table: write [{section}]")
+        for key, value in table.items():
+            yield f"{section}.{key}", value
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
+    settings = {}
+    for name, text in environ.items():
+        if not name.startswith("VERGER_") or name in _OTHER_VARIABLES:
+            continue
+        if name not in _VARIABLES:
+            raise _unknown(name, _VARIABLES, "the environment")
+        # A variable is always text, so "8374" must do for a number.
+        settings[_VARIABLES[name]] = _parse(_VARIABLES[name], text, name, strict=False)
+    return settings
+
+
+def _from_flags(flags: Mapping[str, object]) -> dict[str, Setting]:
+    given = {key: value for key, value in flags.items() if value is not None}
+    return {key: _parse(key, value, _flag(key)) for key, value in given.items()}
+
+
+def _flag(key: str) -> str:
+    return "--" + key.split(".", 1)[1].replace("_", "-")
+
+
+def _parse(key: str, raw: object, origin: str, *, strict: bool = True) -> Setting:
+    """Check one value against its field's type and limits."""
+    if key not in _FIELDS and not key.startswith("aliases."):
+        raise _unknown(key, _FIELDS, origin)
+    expected = _FIELDS[key].type if key in _FIELDS else str
+    try:
+        return Setting(msgspec.convert(raw, expected, strict=strict), origin)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{origin}: {key}: {error}") from error
+
+
+def _unknown(name: str, known: Iterable[str], origin: str) -> ConfigError:
+    if name in _PLANNED:
+        return ConfigError(f"{origin}: {name} is not implemented in this version; remove it")
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+    return ConfigError(f"{origin}: unknown setting {name}; the nearest known one is {nearest}")
+
+
+def _section(settings: Mapping[str, Setting], section: str) -> dict[str, Any]:
+    prefix = f"{section}."
+    return {
+        key.removeprefix(prefix): setting.value
+        for key, setting in settings.items()
+        if key.startswith(prefix)
+    }

@@ -1,0 +1,49 @@
+"""Where Verger's files are: its own data, and the one folder that holds all state.
+
+Imported by every layer; must not know what is in the files. Reads VERGER_HOME and, on Linux,
+XDG_DATA_HOME; creates nothing.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def data_dir() -> Path:
+    """The folder with models/ and launchd/: inside an installed wheel, else the checkout's root.
+
+    The wheel carries both in verger/_data, which an editable install does not have.
+    """
+    installed = _PACKAGE / "_data"
+    return installed if installed.is_dir() else _PACKAGE.parents[1]
+
+
+def catalogue_dir() -> Path:
+    """Holds one TOML file per model."""
+    return data_dir() / "models"
+
+
+def nano_dir() -> Path:
+    """The embedded model's weights and tokenizer."""
+    return data_dir() / "models" / "nano"
+
+
+def home() -> Path:
+    """The folder of all state: VERGER_HOME, else the platform's application-data folder."""
+    if chosen := os.environ.get("VERGER_HOME"):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "Verger"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "verger"
+
+
+def config_file() -> Path:
+    """The configuration that is read when no --config names another."""
+    return home() / "config.toml"
+
+
+def models_dir() -> Path:
+    """Downloaded models, one folder each, named after the catalogue's id."""
+    return home() / "models"

@@ -1,0 +1,196 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.model_folders import write_model_folder
+from verger import paths
+from verger.catalogue import (
+    Catalogue,
+    ModelChoice,
+    ModelPlaces,
+    download_command,
+    load_catalogue,
+    resolve_model,
+)
+from verger.errors import ConfigError, ModelFolderError
+
+GB = 1_000_000_000
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    return load_catalogue(paths.catalogue_dir())
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> ModelPlaces:
+    nano = write_model_folder(tmp_path / "nano", context_tokens=131_072)
+    return ModelPlaces(models_dir=tmp_path / "models", nano_dir=nano)
+
+
+def resolve(
+    requested: str,
+    catalogue: Catalogue,
+    places: ModelPlaces,
+    *,
+    memory_gb: int = 128,
+    is_loopback: bool = True,
+) -> ModelChoice:
+    return resolve_model(
+        requested, catalogue, places, memory_bytes=memory_gb * GB, is_loopback=is_loopback
+    )
+
+
+def test_the_catalogue_holds_the_facts(catalogue: Catalogue) -> None:
+    """KV bytes: layers/2 × K and V × 8 heads × 64 × 2 bytes, and × 128 for the snapshot."""
+    assert list(catalogue) == ["nano", "gpt-oss-20b", "gpt-oss-120b"]
+    for name, layers in {"gpt-oss-20b": 24, "gpt-oss-120b": 36}.items():
+        model = catalogue[name]
+        assert model.repository == f"mlx-community/{name}-MXFP4-Q8"
+        assert model.context_tokens == 131_072
+        assert model.kv_bytes_per_token == layers // 2 * 2 * 8 * 64 * 2
+        assert model.snapshot_bytes == model.kv_bytes_per_token * 128
+
+
+def test_nano_in_the_catalogue_agrees_with_its_folder(catalogue: Catalogue) -> None:
+    config = json.loads((paths.nano_dir() / "config.json").read_text())
+    nano = catalogue["nano"]
+    full = config["layer_types"].count("full_attention")
+    value_bytes = 2
+    per_layer = 2 * config["num_key_value_heads"] * config["head_dim"] * value_bytes
+    assert nano.kv_bytes_per_token == full * per_layer
+    sliding = config["num_hidden_layers"] - full
+    assert nano.snapshot_bytes == sliding * per_layer * config["sliding_window"]
+    weights = paths.nano_dir().glob("*.safetensors")
+    assert nano.weight_bytes == sum(file.stat().st_size for file in weights)
+    assert nano.context_tokens <= config["max_position_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_gb", "fits"),
+    [
+        ("gpt-oss-20b", 23, False),
+        ("gpt-oss-20b", 24, True),
+        ("gpt-oss-120b", 95, False),
+        ("gpt-oss-120b", 96, True),
+    ],
+)
+def test_minimum_memory(name: str, memory_gb: int, fits: bool, catalogue: Catalogue) -> None:
+    assert catalogue[name].fits(memory_gb * GB) is fits
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id = 'odd'", "missing required field"),
+        ("id = 'odd'\ncolour = 'red'", "unknown field"),
+        ("id = ", "odd.toml"),
+    ],
+)
+def test_a_damaged_catalogue_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_catalogue(tmp_path)
+
+
+def test_a_catalogue_id_must_be_its_files_name(tmp_path: Path) -> None:
+    nano = (paths.catalogue_dir() / "nano.toml").read_text()
+    (tmp_path / "micro.toml").write_text(nano)
+    with pytest.raises(ConfigError, match="differs from the file's name"):
+        load_catalogue(tmp_path)
+
+
+def test_an_id_is_looked_up_in_the_models_folder(catalogue: Catalogue, places: ModelPlaces) -> None:
+    folder = write_model_folder(places.models_dir / "gpt-oss-20b")
+    choice = resolve("gpt-oss-20b", catalogue, places)
+    assert (choice.id, choice.folder.path) == ("gpt-oss-20b", folder)
+    assert choice.notice is None
+
+
+def test_the_context_is_the_smaller_of_catalogue_and_folder(
+    catalogue: Catalogue, places: ModelPlaces
+) -> None:
+    write_model_folder(places.models_dir / "gpt-oss-20b", context_tokens=5000)
+    assert resolve("gpt-oss-20b", catalogue, places).context_tokens == 5000
+    assert resolve("nano", catalogue, places).context_tokens == catalogue["nano"].context_tokens
+
+
+def test_an_absent_model_is_refused_with_the_command_that_gets_it(
+    catalogue: Catalogue, places: ModelPlaces
+) -> None:
+    with pytest.raises(ModelFolderError) as raised:
+        resolve("gpt-oss-20b", catalogue, places)
+    assert download_command(catalogue["gpt-oss-20b"], places) in str(raised.value)
+    assert "12.1 GB" in str(raised.value)
+
+
+def test_a_model_too_large_for_the_machine_is_refused_with_the_numbers(
+    catalogue: Catalogue, places: ModelPlaces
+) -> None:
+    write_model_folder(places.models_dir / "gpt-oss-120b")
+    with pytest.raises(ModelFolderError, match=r"needs a machine with 96 GB .* has 64\.0 GB"):
+        resolve("gpt-oss-120b", catalogue, places, memory_gb=64)
+
+
+def test_a_folder_is_served_under_its_own_name(
+    tmp_path: Path, catalogue: Catalogue, places: ModelPlaces
+) -> None:
+    folder = write_model_folder(tmp_path / "mine", context_tokens=7000)
+    choice = resolve(str(folder), catalogue, places)
+    assert (choice.id, choice.model, choice.context_tokens) == ("mine", None, 7000)
+
+
+def test_an_unknown_name_lists_what_there_is(catalogue: Catalogue, places: ModelPlaces) -> None:
+    with pytest.raises(ModelFolderError, match="nano, gpt-oss-20b, gpt-oss-120b, auto, or the"):
+        resolve("gpt-2", catalogue, places)
+
+
+def test_auto_takes_the_largest_complete_model_that_fits(
+    catalogue: Catalogue, places: ModelPlaces
+) -> None:
+    for name in ("gpt-oss-20b", "gpt-oss-120b"):
+        write_model_folder(places.models_dir / name)
+    assert resolve("auto", catalogue, places).id == "gpt-oss-120b"
+    assert resolve("auto", catalogue, places, memory_gb=64).id == "gpt-oss-20b"
+    assert resolve("auto", catalogue, places, memory_gb=16).id == "nano"
+
+
+def test_auto_passes_over_a_download_that_is_not_complete(
+    catalogue: Catalogue, places: ModelPlaces
+) -> None:
+    """A restart while a larger model is being fetched must not become an outage."""
+    write_model_folder(places.models_dir / "gpt-oss-20b")
+    (write_model_folder(places.models_dir / "gpt-oss-120b") / "model.safetensors").unlink()
+    assert resolve("auto", catalogue, places).id == "gpt-oss-20b"
+
+
+def test_auto_falls_back_to_the_embedded_model_and_says_so(
+    catalogue: Catalogue, places: ModelPlaces
+) -> None:
+    choice = resolve("auto", catalogue, places, memory_gb=24)
+    assert (choice.id, choice.folder.path) == ("nano", places.nano_dir)
+    assert choice.notice is not None
+    assert "the embedded test model" in choice.notice
+    assert download_command(catalogue["gpt-oss-20b"], places) in choice.notice
+
+
+def test_auto_says_when_no_real_model_would_fit(catalogue: Catalogue, places: ModelPlaces) -> None:
+    notice = resolve("auto", catalogue, places, memory_gb=8).notice
+    assert notice is not None
+    assert "too little memory" in notice
+
+
+def test_the_embedded_model_is_not_offered_to_the_network_by_default(
+    catalogue: Catalogue, places: ModelPlaces
+) -> None:
+    with pytest.raises(ModelFolderError, match="served on loopback only"):
+        resolve("auto", catalogue, places, is_loopback=False)
+    assert resolve("nano", catalogue, places, is_loopback=False).id == "nano"
+
+
+def test_the_download_command_survives_a_space(catalogue: Catalogue, tmp_path: Path) -> None:
+    places = ModelPlaces(models_dir=tmp_path / "a b", nano_dir=tmp_path)
+    command = download_command(catalogue["gpt-oss-20b"], places)
+    assert command.endswith(f"--local-dir '{tmp_path / 'a b' / 'gpt-oss-20b'}'")
+    assert "mlx-community/gpt-oss-20b-MXFP4-Q8 --revision main" in command

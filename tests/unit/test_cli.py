@@ -1,0 +1,164 @@
+"""The command line as a person meets it; `serve` stops before the gateway would start."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.model_folders import write_model_folder
+from verger import __version__, paths
+from verger.catalogue import ModelPlaces, load_catalogue, resolve_model
+from verger.cli import main as cli
+from verger.cli import serve
+from verger.cli.machine import is_loopback
+from verger.config import load_config
+from verger.model_folder import HARMONY_TOKENS
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+
+Verger = Callable[..., Outcome]
+
+
+@pytest.fixture
+def verger(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verger:
+    """Runs one command in this process."""
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["verger", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+def test_version(verger: Verger) -> None:
+    assert verger("--version") == Outcome(0, f"verger {__version__}\n", "")
+
+
+def test_help_names_the_commands_and_imports_no_server() -> None:
+    program = (
+        "import sys; sys.argv = ['verger', '--help']\n"
+        "from verger.cli.main import app\n"
+        "app(standalone_mode=False)\n"
+        "assert not {'mlx', 'transformers', 'starlette', 'httpx', 'tokenizers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in ("serve", "models", "config"))
+
+
+def test_a_wrong_flag_is_a_usage_error(verger: Verger) -> None:
+    assert verger("serve", "--prot", "1").status == 2
+
+
+def test_config_prints_values_and_origins(verger: Verger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERGER_SERVER_PORT", "9001")
+    lines = verger("config").out.splitlines()
+    assert ["server.port", "9001", "VERGER_SERVER_PORT"] in [line.split() for line in lines]
+    assert ["server.host", '"127.0.0.1"', "default"] in [line.split() for line in lines]
+
+
+def test_config_as_json_carries_its_schema_version(verger: Verger) -> None:
+    body = json.loads(verger("config", "--json").out)
+    assert body["schema_version"] == 1
+    assert body["settings"]["engine.model"] == {"value": "auto", "origin": "default"}
+
+
+def test_models_says_what_is_present_and_what_to_do(verger: Verger, verger_home: Path) -> None:
+    write_model_folder(verger_home / "models" / "gpt-oss-20b")
+    body = json.loads(verger("models", "--json").out)
+    rows = {row["id"]: row for row in body["models"]}
+    assert body["schema_version"] == 1
+    assert rows["gpt-oss-20b"]["is_present"]
+    assert not rows["gpt-oss-120b"]["is_present"]
+    text = verger("models").out
+    assert all(row["next_step"] in text for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "cannot read"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "x"}'), "not a gpt"),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"added_tokens": []}'), "Harmony"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(bytes(7)), "truncated"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "missing"),
+    ],
+)
+def test_serve_refuses_a_bad_folder_in_one_line(
+    damage: Callable[[Path], object], message: str, tmp_path: Path, verger: Verger
+) -> None:
+    folder = write_model_folder(tmp_path / "model", tokens=HARMONY_TOKENS)
+    damage(folder)
+    outcome = verger("serve", "--fake", "any", "--model", str(folder))
+    assert (outcome.status, outcome.out) == (3, "")
+    assert outcome.err.startswith("verger: ")
+    assert outcome.err.count("\n") == 1
+    assert message in outcome.err
+
+
+def test_serve_refuses_an_unknown_setting_in_one_line(verger: Verger, tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text("[server]\nprot = 1\n")
+    outcome = verger("serve", "--config", str(file))
+    assert outcome.status == 3
+    assert outcome.err == (
+        f"verger: {file}: unknown setting server.prot; the nearest known one is server.port\n"
+    )
+
+
+def test_serve_without_the_engine_says_how_to_install_it(
+    verger: Verger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "has_engine", lambda: False)
+    outcome = verger("serve")
+    assert outcome.status == 3
+    assert outcome.err.count("\n") == 1
+    assert "verger[engine]" in outcome.err
+
+
+def test_what_the_gateway_is_told(tmp_path: Path) -> None:
+    """An alias for the served model gets its id; one for another model is kept as it is."""
+    nano = write_model_folder(tmp_path / "nano")
+    choice = resolve_model(
+        "auto",
+        load_catalogue(paths.catalogue_dir()),
+        ModelPlaces(models_dir=tmp_path, nano_dir=nano),
+        memory_bytes=64_000_000_000,
+        is_loopback=True,
+    )
+    config = load_config({"server.port": 0, "engine.max_rows": 3}, environ={})
+    settings = serve.settings_for(config, choice, fake=None)
+    assert (settings.model_id, settings.model_folder) == ("nano", nano)
+    assert (settings.port, settings.max_rows, settings.context_tokens) == (0, 3, 4096)
+    assert settings.sampling.temperature == 0.0
+    assert settings.aliases["gpt-4o"] == "nano"
+    assert settings.aliases["openai/gpt-oss-20b"] == "gpt-oss-20b"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("192.168.1.2", False),
+        ("office-mini.local", False),
+    ],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected

@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+
+from verger.config import DEFAULT_ALIASES, SERVED_MODEL, Config, load_config
+from verger.errors import ConfigError
+
+
+def write(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "config.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def origin(config: Config, key: str) -> str:
+    return config.settings[key].origin
+
+
+def test_defaults_without_a_file() -> None:
+    config = load_config(environ={})
+    assert (config.server.host, config.server.port, config.server.heartbeat_s) == (
+        "127.0.0.1",
+        8374,
+        5.0,
+    )
+    assert (config.engine.model, config.engine.max_rows) == ("auto", 16)
+    assert {setting.origin for setting in config.settings.values()} == {"default"}
+
+
+def test_file_beats_default_variable_beats_file_flag_beats_variable(tmp_path: Path) -> None:
+    file = write(tmp_path, '[server]\nhost = "::1"\nport = 1\nheartbeat_s = 2\n')
+    environ = {"VERGER_SERVER_PORT": "2", "VERGER_ENGINE_MAX_ROWS": "3", "PATH": "/bin"}
+    config = load_config({"engine.max_rows": 4, "engine.model": None}, environ, file)
+    assert config.server.host == "::1"
+    assert config.server.port == 2
+    assert config.server.heartbeat_s == 2.0
+    assert config.engine.max_rows == 4
+    assert config.engine.model == "auto"
+    assert origin(config, "server.host") == str(file)
+    assert origin(config, "server.port") == "VERGER_SERVER_PORT"
+    assert origin(config, "engine.max_rows") == "--max-rows"
+    assert origin(config, "engine.model") == "default"
+
+
+def test_file_in_verger_home_is_read_by_default(verger_home: Path) -> None:
+    write(verger_home, "[server]\nport = 9000\n")
+    assert load_config(environ={}).server.port == 9000
+
+
+def test_aliases_of_the_file_are_added_to_the_default_ones(tmp_path: Path) -> None:
+    file = write(tmp_path, '[aliases]\nsonnet = "gpt-oss-20b"\n"gpt-4o" = "gpt-oss-120b"\n')
+    aliases = load_config(environ={}, file=file).aliases
+    assert aliases["sonnet"] == "gpt-oss-20b"
+    assert aliases["gpt-4o"] == "gpt-oss-120b"
+    assert aliases["gpt-5-mini"] == DEFAULT_ALIASES["gpt-5-mini"] == SERVED_MODEL
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[server]\nprot = 1", "unknown setting server.prot; the nearest known one is server.port"),
+        ("[servr]\nport = 1", "unknown setting servr; the nearest known one is server"),
+        ("[server]\nport = '1'", "server.port: Expected `int`, got `str`"),
+        ("[server]\nport = 65536", "server.port: Expected `int` <= 65535"),
+        ("[server]\nheartbeat_s = 0", "server.heartbeat_s: Expected `float` > 0"),
+        ("[engine]\nmax_rows = 0", "engine.max_rows: Expected `int` >= 1"),
+        ("[engine]\nkv_gib = 8", "engine.kv_gib is not implemented in this version"),
+        ("[spill]\nenabled = false", "spill is not implemented in this version"),
+        ("[[providers]]\nname = 'x'", "providers is not implemented in this version"),
+        ("[aliases]\na = 1", "aliases.a: Expected `str`, got `int`"),
+        ("server = 1", "server must be a table"),
+        ("[server", "cannot read the configuration"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as raised:
+        load_config(environ={}, file=file)
+    assert message in str(raised.value)
+    assert str(file) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("VERGER_SERVER_PRT", "1", "the nearest known one is VERGER_SERVER_PORT"),
+        ("VERGER_SERVER_PORT", "many", "VERGER_SERVER_PORT: server.port: Expected `int`"),
+        ("VERGER_ENGINE_MAX_ROWS", "257", "Expected `int` <= 256"),
+    ],
+)
+def test_what_is_wrong_in_the_environment_is_named(name: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(environ={name: text})
+    assert message in str(raised.value)
+
+
+def test_variables_that_are_no_settings_are_left_alone() -> None:
+    environ = {"VERGER_HOME": "/x", "VERGER_REQUIRE_ORACLE": "1", "VERGEROUS": "1"}
+    assert load_config(environ=environ).server.port == 8374
+
+
+def test_a_missing_file_is_an_error_only_when_it_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load_config(environ={}, file=tmp_path / "absent.toml")
