@@ -63,8 +63,8 @@ def test_sixteen_rows_of_every_kind_pass_the_oracle(model: GptOss) -> None:
 
 
 def test_a_join_copies_nothing_of_the_rows_that_run(model: GptOss) -> None:
-    """15 rows of 300 tokens sit in a block of 34 MB. When a short row joins them, the peak may rise by
-    its own block and by a step's logits, not by a copy of the batch."""
+    """15 rows of 300 tokens sit in a block of 34 MB. When a short row joins them, the peak may
+    rise by its own block and by a step's logits, not by a copy of the batch."""
     runner = runner_of(model)
     random = Random(4)
     for i in range(15):
