@@ -1,0 +1,34 @@
+"""OpenAI's error shape, used by every route that speaks an OpenAI API.
+
+Called by the gateway's edge and by streams that fail midway. Must not know HTTP.
+"""
+
+import msgspec
+from msgspec import Struct
+
+from verger.errors import ReplyError
+
+
+class ErrorFields(Struct, frozen=True):
+    """What OpenAI's clients read."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(Struct, frozen=True):
+    """The whole body."""
+
+    error: ErrorFields
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode_error(error: ReplyError) -> bytes:
+    """JSON of an error, for a response's body or an event's data."""
+    return _encoder.encode(
+        ErrorBody(ErrorFields(error.message, error.type, error.param, error.code))
+    )

@@ -1,0 +1,1 @@
+"""One module per group of routes; each turns one wire API into turns of the engine."""

@@ -1,0 +1,115 @@
+"""POST /v1/chat/completions: one request from its bytes to its last chunk.
+
+    read body → parse → resolve model → pin date → render → submit → deltas → JSON or SSE
+
+Must not know Harmony or the engine's protocol.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import TypeVar
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from verger.api.answer import Delta
+from verger.api.chat_request import ChatRequest, parse_chat_request
+from verger.api.chat_response import AnswerHead, ChatChunkEncoder, encode_completion
+from verger.api.models import resolve_model
+from verger.formats.harmony import Prompt, render
+from verger.gateway.edge import RequestRecord, record_of
+from verger.gateway.receive import read_body, while_connected
+from verger.gateway.service import Service
+from verger.gateway.sse import DONE, EventStream, Heartbeat, data_frame
+from verger.gateway.turns import Turn, open_turn
+from verger.gateway.vitals import EngineVitals
+
+MAX_INLINE_BYTES = 16 * 1024
+"""Longer bodies take milliseconds to parse and render: in a thread, so that streams flow on."""
+REASON = "only-route"
+"""Why the answer comes from where it comes: there is no other place yet."""
+
+T = TypeVar("T")
+
+
+class ChatCompletions:
+    """A pure ASGI endpoint: the turn is open for exactly as long as the call lasts."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = record_of(scope)
+        request, prompt = await self._prepare(await read_body(scope, receive), record)
+        async with open_turn(self._service, request.turn, prompt, record) as turn:
+            headers = self._headers(record)
+            response: ASGIApp = (
+                self._stream(turn, headers, request.include_usage)
+                if request.stream
+                else await while_connected(receive, self._complete(turn, headers))
+            )
+            await response(scope, receive, send)
+
+    async def _prepare(self, body: bytes, record: RequestRecord) -> tuple[ChatRequest, Prompt]:
+        service, settings = self._service, self._service.settings
+        is_long = len(body) > MAX_INLINE_BYTES
+        request = await _run(
+            lambda: parse_chat_request(body, settings.sampling, service.vocabulary.size), is_long
+        )
+        record.model = resolve_model(request.model, settings.model_id, settings.aliases)
+        service.note_unknown_parameters(request.unknown_parameters)
+        conversation = service.pin_date(request.turn.conversation)
+        prompt = await _run(lambda: render(conversation, service.vocabulary), is_long)
+        return request, prompt
+
+    async def _complete(self, turn: Turn, headers: Mapping[str, str]) -> Response:
+        pieces = [piece async for piece in turn.pieces()]
+        body = encode_completion(self._head(), pieces)
+        return Response(body, headers=headers, media_type="application/json")
+
+    def _stream(self, turn: Turn, headers: Mapping[str, str], include_usage: bool) -> EventStream:
+        encoder = ChatChunkEncoder(self._head(), include_usage)
+        heartbeat = Heartbeat(
+            data_frame(encoder.heartbeat()),
+            self._service.settings.heartbeat_s,
+            EngineVitals(self._service.engine, self._service.monotonic_s).is_alive,
+        )
+        return EventStream(_frames(turn, encoder, include_usage), heartbeat, headers)
+
+    def _head(self) -> AnswerHead:
+        return AnswerHead(
+            id=f"chatcmpl-{self._service.new_id()}",
+            created=int(self._service.unix_s()),
+            model=self._service.settings.model_id,
+            system_fingerprint=self._service.system_fingerprint,
+        )
+
+    def _headers(self, record: RequestRecord) -> Mapping[str, str]:
+        """`x-verger-queue-ms` is what passed in the gateway before the engine was asked."""
+        record.reason = REASON
+        waited_s = self._service.monotonic_s() - record.arrived_s
+        return {
+            "x-verger-served-by": "local",
+            "x-verger-reason": REASON,
+            "x-verger-queue-ms": str(round(waited_s * 1000)),
+        }
+
+
+async def _frames(
+    turn: Turn, encoder: ChatChunkEncoder, include_usage: bool
+) -> AsyncGenerator[bytes]:
+    yield data_frame(encoder.first())
+    async with aclosing(turn.pieces()) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Delta):
+                yield data_frame(encoder.delta(piece))
+            else:
+                yield data_frame(encoder.finish(piece.finish))
+                if include_usage:
+                    yield data_frame(encoder.usage(piece.usage))
+    yield DONE
+
+
+async def _run(work: Callable[[], T], is_long: bool) -> T:
+    return await asyncio.to_thread(work) if is_long else work()

@@ -1,0 +1,197 @@
+"""Runs the gateway: binds the port, serves until told to stop, drains, returns an exit code.
+
+Called by `verger serve`. The port is bound first, so that a second server gives up before it
+loads a model; the engine loads while the port already answers (`/readyz` is red meanwhile).
+
+    SIGTERM, SIGINT → /readyz red, no new connections, running answers finish for up to drain_s,
+                      what still runs then fails with an error event; exit 0
+    SIGINT again    → exit at once
+"""
+
+import asyncio
+import errno
+import logging
+import math
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from verger.errors import (
+    EXIT_CANNOT_START,
+    ConfigError,
+    EngineUnavailable,
+    ModelFolderError,
+    PortInUse,
+)
+from verger.formats.dates import PinnedDates
+from verger.formats.specials import Special
+from verger.formats.vocabulary import Vocabulary
+from verger.gateway import sse
+from verger.gateway.app import create_app
+from verger.gateway.engine_client import EngineClient
+from verger.gateway.service import Service
+from verger.gateway.settings import ServerSettings
+from verger.log import key_values
+from verger.messages import PROTOCOL_VERSION, Hello
+
+logger = logging.getLogger("verger.gateway")
+
+BACKLOG = 1024
+"""Connections that wait to be accepted; macOS allows 128 of them."""
+KEEP_ALIVE_S = 30
+CLOSE_S = 5
+"""How long connections may take to close once all answers have ended."""
+MAX_LOAD_S = 900.0
+
+# The log line of the request already says that its stream was cut off, and why.
+_CUT_OFF = "ASGI callable returned without completing response."
+
+
+def run(settings: ServerSettings) -> int:
+    """Serve until a signal; returns the process's exit code. Raises StartupError."""
+    with listen(settings.host, settings.port) as listener:
+        service = build_service(settings)
+        server = GatewayServer(service)
+        host, port = listener.getsockname()[:2]
+        logger.info(key_values(event="listening", url=f"http://{_bracketed(host)}:{port}/v1"))
+        server.run(sockets=[listener])
+        return server.exit_code
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that already listens; raises PortInUse or ConfigError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"port {port} on {host} is in use; stop what listens there, or choose another "
+                "with --port"
+            ) from None
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def build_service(settings: ServerSettings) -> Service:
+    """Read the vocabulary and describe the engine; starts nothing."""
+    try:
+        tokenizer_json = (settings.model_folder / "tokenizer.json").read_bytes()
+    except OSError as error:
+        raise ModelFolderError(f"cannot read {error.filename}: {error.strerror}") from None
+    vocabulary = Vocabulary.from_file_bytes(tokenizer_json)
+    hello = Hello(
+        version=PROTOCOL_VERSION,
+        message_id=vocabulary.special(Special.MESSAGE.value),
+        special_ids=sorted(vocabulary.specials),
+    )
+    engine = EngineClient(engine_command(settings), hello)
+    return Service(settings, vocabulary, engine, PinnedDates())
+
+
+def engine_command(settings: ServerSettings) -> list[str]:
+    """The engine's command line. -P: a folder named verger in the working directory is not us."""
+    command = [sys.executable, "-P", "-m", "verger.engine"]
+    command += ["--model", str(settings.model_folder), "--model-id", settings.model_id]
+    command += ["--max-rows", str(settings.max_rows)]
+    if settings.fake_script is not None:
+        command += ["--fake", str(settings.fake_script)]
+    return command
+
+
+class AbortableProtocol(HttpToolsProtocol):
+    """Lets a stream abort its connection: a polite close waits for readers that never read."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As in uvicorn, the transport of a stream socket is more than a BaseTransport."""
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, sse.ABORT: transport.abort}
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn's server with our signals, our drain, and an exit code."""
+
+    def __init__(self, service: Service) -> None:
+        sse.drain_streams()
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
+        self._service = service
+        self.exit_code = 0
+        super().__init__(
+            uvicorn.Config(
+                create_app(service),
+                log_config=None,
+                access_log=False,
+                backlog=BACKLOG,
+                http=AbortableProtocol,
+                lifespan="on",
+                server_header=False,
+                timeout_graceful_shutdown=math.ceil(service.settings.drain_s) + CLOSE_S,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                ws="none",
+            )
+        )
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve, and follow the engine's start beside it."""
+        async with asyncio.TaskGroup() as tasks:
+            starting = tasks.create_task(self._follow_start())
+            await super().serve(sockets)
+            starting.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let running answers finish; the engine stops with the last of them."""
+        async with asyncio.TaskGroup() as tasks:
+            stopping = tasks.create_task(self._service.engine.stop(self._service.settings.drain_s))
+            await super().shutdown(sockets)
+            if self.force_exit:
+                stopping.cancel()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike uvicorn's own, does not raise the signal again afterwards: a drain exits 0."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self.ask_to_exit)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def ask_to_exit(self) -> None:
+        """What a signal does: drain, and the second time give up what still runs."""
+        logger.info(key_values(event="exit_asked", is_draining=self.should_exit))
+        self._service.is_draining = True
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def _follow_start(self) -> None:
+        """A server whose engine never starts is of no use: it exits and says why."""
+        try:
+            ready = await self._service.engine.wait_ready(MAX_LOAD_S)
+        except EngineUnavailable as error:
+            logger.error(key_values(event="cannot_start", reason=error.message))
+            self.exit_code = EXIT_CANNOT_START
+            self.should_exit = True
+        else:
+            logger.info(
+                key_values(
+                    event="ready",
+                    model=self._service.settings.model_id,
+                    device=ready.device,
+                    load_s=ready.load_s,
+                )
+            )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.msg != _CUT_OFF
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

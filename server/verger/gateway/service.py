@@ -1,0 +1,66 @@
+"""What all endpoints share: the served model, its vocabulary, the engine and the clocks.
+
+Built once by `server` (and by tests), passed to every endpoint. Belongs to the event loop.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from msgspec.structs import replace
+
+from verger import __version__
+from verger.formats.conversation import Conversation
+from verger.formats.dates import PinnedDates
+from verger.formats.vocabulary import Vocabulary
+from verger.gateway.engine_client import EngineClient
+from verger.gateway.settings import ServerSettings
+from verger.log import key_values
+
+logger = logging.getLogger("verger.gateway")
+
+TENANT = "office"
+"""Shared by all who send no key."""
+MAX_NOTED_PARAMETERS = 256
+
+
+@dataclass(slots=True)
+class Service:
+    """One per process."""
+
+    settings: ServerSettings
+    vocabulary: Vocabulary
+    engine: EngineClient
+    dates: PinnedDates
+    monotonic_s: Callable[[], float] = time.monotonic
+    unix_s: Callable[[], float] = time.time
+    new_id: Callable[[], str] = lambda: uuid4().hex
+    is_draining: bool = False
+    started_unix_s: int = field(init=False)
+    system_fingerprint: str = field(init=False)
+    _noted_parameters: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.started_unix_s = int(self.unix_s())
+        served = f"{self.settings.model_id} {__version__}"
+        self.system_fingerprint = f"fp_{hashlib.sha256(served.encode()).hexdigest()[:10]}"
+
+    def pin_date(self, conversation: Conversation) -> Conversation:
+        """The conversation with the date on which it was begun."""
+        today = datetime.fromtimestamp(self.unix_s(), UTC).astimezone().date().isoformat()
+        return replace(conversation, date=self.dates.date_for(TENANT, conversation, today))
+
+    def note_unknown_parameters(self, names: tuple[str, ...]) -> None:
+        """Log each name the first time a client sends it."""
+        for name in names:
+            if (
+                name in self._noted_parameters
+                or len(self._noted_parameters) >= MAX_NOTED_PARAMETERS
+            ):
+                continue
+            self._noted_parameters.add(name)
+            logger.warning(key_values(event="unknown_parameter", name=name[:64]))

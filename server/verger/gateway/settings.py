@@ -1,0 +1,36 @@
+"""What a running server is made of: one frozen object, built by the CLI from config and catalogue.
+
+Passed to `server.run`; must not know where a value came from (file, environment or flag).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from verger.messages import Sampling
+
+DEFAULT_PORT = 8374
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """One served model and the address it is served on."""
+
+    model_id: str
+    model_folder: Path
+    """Holds tokenizer.json, and the weights that the engine loads."""
+    context_tokens: int
+    sampling: Sampling = Sampling()
+    """What a request gets for the sampling parameters it does not name."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Foreign model name → model_id."""
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    """0 picks a free port."""
+    name: str = "verger"
+    heartbeat_s: float = 5.0
+    drain_s: float = 30.0
+    """How long SIGTERM waits for running answers."""
+    max_rows: int = 16
+    fake_script: Path | None = None
+    """Plays scripted answers instead of loading weights (for tests of clients)."""

@@ -1,0 +1,190 @@
+"""A gateway on a real port of loopback, whose engine is played by the test, frame by frame."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.fakes import FakeEngine, byte_tokenizer, write_model_folder
+from verger.formats.dates import PinnedDates
+from verger.formats.vocabulary import Vocabulary
+from verger.gateway.engine_client import EngineClient
+from verger.gateway.engine_process import EngineProcess
+from verger.gateway.server import GatewayServer, listen
+from verger.gateway.service import Service
+from verger.gateway.settings import ServerSettings
+from verger.messages import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Drain,
+    Finished,
+    FinishReason,
+    FromEngine,
+    Hello,
+    Logprob,
+    Ready,
+    RowTokens,
+    Submit,
+    ToEngine,
+    Tokens,
+)
+
+CONTEXT_TOKENS = 4_096
+MODEL_ID = "test-model"
+TOKENIZER = byte_tokenizer()
+
+
+def tokens_of(text: str) -> list[int]:
+    """The ids of Harmony text in which specials are written out."""
+    ids: list[int] = TOKENIZER.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+@dataclass
+class PlayedEngine:
+    """The engine's end of the socket. Submits and cancels arrive in queues."""
+
+    fake: FakeEngine
+    submits: asyncio.Queue[Submit] = field(default_factory=asyncio.Queue)
+    cancels: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
+    greeted: asyncio.Event = field(default_factory=asyncio.Event)
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    sampled: dict[int, int] = field(default_factory=dict)
+    """Tokens said so far, per request that is not finished."""
+
+    def send(self, *frames: FromEngine) -> None:
+        self.fake.send(*frames)
+
+    def say(self, submit: Submit, text: str, logprobs: Sequence[Logprob] = ()) -> None:
+        """One step that samples all of the text."""
+        ids = tokens_of(text)
+        self.sampled[submit.request_id] += len(ids)
+        self.send(Tokens([RowTokens(submit.request_id, ids, list(logprobs))]))
+
+    def finish(self, submit: Submit, reason: FinishReason = FinishReason.STOP) -> None:
+        sampled = self.sampled.pop(submit.request_id)
+        self.send(Finished(submit.request_id, reason, len(submit.prompt), sampled))
+        if self.draining.is_set() and not self.sampled:
+            self.fake.exit()
+
+    async def answer(self, text: str, reason: FinishReason = FinishReason.STOP) -> Submit:
+        """Take the next request, say the text token by token, and finish."""
+        submit = await self.submits.get()
+        for token_id in tokens_of(text):
+            self.send(Tokens([RowTokens(submit.request_id, [token_id])]))
+            self.sampled[submit.request_id] += 1
+        self.finish(submit, reason)
+        return submit
+
+    def die(self) -> None:
+        """As by `kill -9`."""
+        self.fake.exit(-9)
+
+    async def play(self) -> None:
+        """Greet, then sort what arrives, until the gateway closes."""
+        try:
+            assert isinstance(await self.fake.receive(), Hello)
+            self.greeted.set()
+            while not (self.draining.is_set() and not self.sampled):
+                self._take(await self.fake.receive())
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        self.fake.exit()
+
+    def _take(self, frame: ToEngine) -> None:
+        match frame:
+            case Submit():
+                self.sampled[frame.request_id] = 0
+                self.submits.put_nowait(frame)
+            case Cancel(request_id=request_id):
+                self.sampled.pop(request_id, None)
+                self.cancels.put_nowait(request_id)
+            case Drain():
+                self.draining.set()
+
+    def become_ready(self) -> None:
+        self.send(
+            Ready(
+                PROTOCOL_VERSION, MODEL_ID, TOKENIZER.get_vocab_size(), CONTEXT_TOKENS, 4, "fake", 0
+            )
+        )
+
+
+@dataclass
+class Gateway:
+    """A running gateway, and what a test needs to talk to both of its sides."""
+
+    url: str
+    port: int
+    service: Service
+    server: GatewayServer
+    http: httpx.AsyncClient
+    engines: asyncio.Queue[PlayedEngine]
+    serving: asyncio.Task[None]
+
+    async def next_engine(self) -> PlayedEngine:
+        """The engine that was started last; it has not said Ready yet."""
+        return await self.engines.get()
+
+    async def chat(self, **fields: Any) -> httpx.Response:
+        return await self.http.post("/v1/chat/completions", json=chat_body(**fields))
+
+
+def chat_body(**fields: Any) -> dict[str, Any]:
+    return {"model": MODEL_ID, "messages": [{"role": "user", "content": "hi"}], **fields}
+
+
+@asynccontextmanager
+async def running_gateway(folder: Path, **settings: Any) -> AsyncIterator[Gateway]:
+    """Serve until the block is left; its engines wait in `engines` for the test to play them."""
+    served = ServerSettings(
+        model_id=MODEL_ID,
+        model_folder=write_model_folder(folder / "model"),
+        context_tokens=CONTEXT_TOKENS,
+        **{"port": 0, "drain_s": 5.0, "aliases": {"gpt-4o": MODEL_ID}, **settings},
+    )
+    engines: asyncio.Queue[PlayedEngine] = asyncio.Queue()
+    async with asyncio.TaskGroup() as tasks:
+        service = _service(served, engines, tasks)
+        server = GatewayServer(service)
+        with listen(served.host, served.port) as listener:
+            port = listener.getsockname()[1]
+            url = f"http://127.0.0.1:{port}"
+            serving = tasks.create_task(server.serve([listener]))
+            async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+                yield Gateway(url, port, service, server, http, engines, serving)
+            server.should_exit = True
+            await serving
+
+
+@asynccontextmanager
+async def ready_gateway(
+    folder: Path, **settings: Any
+) -> AsyncIterator[tuple[Gateway, PlayedEngine]]:
+    """A gateway whose first engine is ready."""
+    async with running_gateway(folder, **settings) as gateway:
+        engine = await gateway.next_engine()
+        engine.become_ready()
+        await gateway.service.engine.wait_ready(30)
+        yield gateway, engine
+
+
+def _service(
+    settings: ServerSettings, engines: asyncio.Queue[PlayedEngine], tasks: asyncio.TaskGroup
+) -> Service:
+    async def spawn(command: Sequence[str]) -> EngineProcess:
+        ours, theirs = socket.socketpair()
+        played = PlayedEngine(FakeEngine(*await asyncio.open_unix_connection(sock=theirs)))
+        tasks.create_task(played.play())
+        engines.put_nowait(played)
+        return EngineProcess(played.fake, *await asyncio.open_unix_connection(sock=ours))
+
+    vocabulary = Vocabulary.from_file_bytes((settings.model_folder / "tokenizer.json").read_bytes())
+    hello = Hello(PROTOCOL_VERSION, vocabulary.special("<|message|>"))
+    engine = EngineClient(["played"], hello, spawn=spawn)
+    return Service(settings, vocabulary, engine, PinnedDates())

@@ -1,0 +1,61 @@
+"""When a waiting stream speaks, and when it must not."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from tests.fakes import FakeTime
+from verger.gateway.engine_client import EngineState
+from verger.gateway.sse import Heartbeat
+from verger.gateway.vitals import MAX_SILENCE_S, EngineVitals
+from verger.messages import Stats
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class StubEngine:
+    """What the vitals look at."""
+
+    state: EngineState = EngineState.READY
+    stats: Stats | None = None
+
+
+def stats() -> Stats:
+    return Stats(1, 0, 1, 0, 0, 0, 0, 0)
+
+
+def test_a_quiet_stream_speaks_at_every_tick_after_the_first() -> None:
+    heartbeat = Heartbeat(b"beat", 5, is_alive=lambda: True)
+
+    assert heartbeat.tick_s == 2.5
+    assert [heartbeat.tick() for _ in range(4)] == [b"", b"beat", b"beat", b"beat"]
+
+
+def test_a_stream_that_flows_needs_no_heartbeats() -> None:
+    """A frame right after one tick and none later: the tick after the next is the deadline."""
+    heartbeat = Heartbeat(b"beat", 5, is_alive=lambda: True)
+    spoken = []
+    for _ in range(3):
+        spoken.append(heartbeat.tick())
+        heartbeat.note_sent()
+
+    assert spoken == [b"", b"", b""]
+    assert heartbeat.tick() == b""
+    assert heartbeat.tick() == b"beat"
+
+
+async def test_an_engine_that_falls_silent_silences_the_heartbeat() -> None:
+    engine, now = StubEngine(), FakeTime()
+    vitals = EngineVitals(engine, now.clock)
+    assert vitals.is_alive()
+
+    await now.advance(MAX_SILENCE_S)
+    assert vitals.is_alive()
+    await now.advance(0.1)
+    assert not vitals.is_alive()
+
+    engine.stats = stats()
+    assert vitals.is_alive()
+    engine.state = EngineState.RESTARTING
+    assert not vitals.is_alive()
