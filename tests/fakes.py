@@ -49,6 +49,11 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def special_id(name: str) -> int:
+    """The id of a special token in `byte_tokenizer`'s vocabulary."""
+    return len(pre_tokenizers.ByteLevel.alphabet()) + HARMONY_SPECIALS.index(name)
+
+
 def write_model_folder(folder: Path) -> Path:
     """A model folder with all that a fake engine needs: a tokenizer.json."""
     folder.mkdir(exist_ok=True)
@@ -61,7 +66,8 @@ class FakeTime:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.slept_s: list[float] = []
+        self.sleeps_s: asyncio.Queue[float] = asyncio.Queue(maxsize=10_000)
+        """How long each sleep is, for tests that wait for a certain one."""
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
 
@@ -71,7 +77,7 @@ class FakeTime:
 
     async def sleep(self, seconds: float) -> None:
         """Return once `advance` has passed the time."""
-        self.slept_s.append(seconds)
+        self.sleeps_s.put_nowait(seconds)
         wake = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, (self.now_s + seconds, next(self._order), wake))
         await wake
@@ -162,14 +168,6 @@ class FakeEngine:
         length = int.from_bytes(await self._reader.readexactly(4), "little")
         return self._decoder.decode(await self._reader.readexactly(length))
 
-    async def receive_all(self) -> list[ToEngine]:
-        """Every frame until the gateway closes."""
-        frames: list[ToEngine] = []
-        while header := await self._reader.read(4):
-            payload = await self._reader.readexactly(int.from_bytes(header, "little"))
-            frames.append(self._decoder.decode(payload))
-        return frames
-
     def send(self, *frames: FromEngine) -> None:
         """Frames to the gateway."""
         for frame in frames:
@@ -203,6 +201,7 @@ class FakeEngines:
 
     def __init__(self) -> None:
         self.commands: list[Sequence[str]] = []
+        self.engines: list[FakeEngine] = []
         self._started: asyncio.Queue[FakeEngine] = asyncio.Queue(maxsize=100)
 
     async def spawn(self, command: Sequence[str]) -> EngineProcess:
@@ -210,6 +209,7 @@ class FakeEngines:
         self.commands.append(command)
         ours, theirs = socket.socketpair()
         engine = FakeEngine(*await asyncio.open_unix_connection(sock=theirs))
+        self.engines.append(engine)
         self._started.put_nowait(engine)
         return EngineProcess(engine, *await asyncio.open_unix_connection(sock=ours))
 
@@ -218,6 +218,11 @@ class FakeEngines:
         engine = await self._started.get()
         assert isinstance(await engine.receive(), Hello)
         return engine
+
+    def exit_all(self) -> None:
+        """End every engine that still runs."""
+        for engine in self.engines:
+            engine.exit()
 
     async def next_ready(self, ready: Ready = READY) -> FakeEngine:
         """The next engine, which says that it is ready."""

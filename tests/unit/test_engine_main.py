@@ -1,0 +1,113 @@
+"""The engine's start and exit codes, in this process; `tests/process` has the real one."""
+
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.fakes import write_model_folder
+from verger.engine import __main__ as engine
+from verger.errors import EXIT_CANNOT_START, EXIT_USAGE
+from verger.messages import PROTOCOL_VERSION, Drain, Fatal, FromEngine, Hello, ToEngine
+
+
+@pytest.fixture(autouse=True)
+def _keep_this_process_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("verger.log.configure", lambda: None)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, int]]:
+    """The gateway's socket, and the descriptor that the engine takes over and closes."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        yield ours, theirs.detach()
+
+
+def send(gateway: socket.socket, *messages: ToEngine) -> None:
+    for message in messages:
+        payload = msgspec.msgpack.encode(message)
+        gateway.sendall(len(payload).to_bytes(4, "little") + payload)
+
+
+def receive(gateway: socket.socket) -> FromEngine:
+    length = int.from_bytes(gateway.recv(4), "little")
+    frame: FromEngine = msgspec.msgpack.decode(gateway.recv(length), type=FromEngine)
+    return frame
+
+
+def run(fd: int, folder: Path, script: str = "") -> int:
+    (folder / "script.toml").write_text(script)
+    flags = ["--fake", str(folder / "script.toml"), "--max-rows", "3", "--prefill-chunk", "7"]
+    return engine.main(["--fd", str(fd), "--model", str(folder), "--model-id", "tiny", *flags])
+
+
+def test_a_gateway_that_leaves_before_hello_is_no_failure(
+    ends: tuple[socket.socket, int], tmp_path: Path
+) -> None:
+    gateway, fd = ends
+    gateway.close()
+    assert run(fd, write_model_folder(tmp_path)) == 0
+
+
+def test_a_gateway_that_says_nothing_is_waited_for_only_so_long(
+    ends: tuple[socket.socket, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, fd = ends
+    monkeypatch.setattr(engine, "HELLO_WAIT_S", 0.01)
+    assert run(fd, write_model_folder(tmp_path)) == engine.EXIT_FAILED
+    assert receive(gateway) == Fatal("ProtocolError: no Hello within 0 s")
+
+
+def test_a_failure_is_logged_with_its_traceback(
+    ends: tuple[socket.socket, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, fd = ends
+    send(gateway, Hello(PROTOCOL_VERSION, 5))
+    assert run(fd, write_model_folder(tmp_path), 'start = "fail"') == engine.EXIT_FAILED
+    assert receive(gateway) == Fatal("ScriptedFailure: the script lets loading fail")
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("version", [PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1])
+def test_another_version_is_refused_for_good(
+    ends: tuple[socket.socket, int], tmp_path: Path, version: int
+) -> None:
+    gateway, fd = ends
+    send(gateway, Hello(version, 5))
+    assert run(fd, write_model_folder(tmp_path)) == EXIT_CANNOT_START
+    fatal = receive(gateway)
+    assert isinstance(fatal, Fatal)
+    assert fatal.is_permanent
+    assert f"version {version}" in fatal.message
+
+
+def test_a_folder_without_a_model_is_one_sentence_for_good(
+    ends: tuple[socket.socket, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, fd = ends
+    send(gateway, Hello(PROTOCOL_VERSION, 5))
+    assert run(fd, tmp_path) == EXIT_CANNOT_START
+    assert receive(gateway) == Fatal(f"{tmp_path / 'tokenizer.json'} is missing.", True)
+    assert caplog.text == ""
+
+
+def test_anything_but_one_hello_is_a_protocol_error(
+    ends: tuple[socket.socket, int], tmp_path: Path
+) -> None:
+    gateway, fd = ends
+    send(gateway, Hello(PROTOCOL_VERSION, 5), Drain())
+    assert run(fd, write_model_folder(tmp_path)) == engine.EXIT_FAILED
+    assert receive(gateway) == Fatal("ProtocolError: Hello, Drain instead of one Hello")
+
+
+def test_wrong_flags_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        engine.main(["--fd", "x"])
+    assert ending.value.code == EXIT_USAGE
+    assert "--fd" in capsys.readouterr().err
