@@ -128,6 +128,11 @@ class EchoRunner:
             self._computed_tokens[prefill.request_id] = prefill.stop
             if prefill.stop == len(prompt):
                 sampled.append(self._sample(prefill.request_id))
+            for fork in prefill.forks:
+                assert self.open_rows[fork].prompt == prompt
+                assert self._computed_tokens[fork] == 0
+                self._computed_tokens[fork] = prefill.stop
+                sampled.append(self._sample(fork))
         for request_id in plan.decodes:
             assert self._computed_tokens[request_id] >= len(self.open_rows[request_id].prompt)
             self._computed_tokens[request_id] += 1

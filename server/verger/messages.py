@@ -12,7 +12,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_TOP_LOGPROBS = 20
 
@@ -77,6 +77,9 @@ class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     priority: int = 0
     resumed_tokens: int = 0
     """How many trailing prompt ids an earlier, interrupted run of this request generated."""
+    forks: list[int] = []
+    """Further request ids for the same prompt, which is computed once: the choices of one answer.
+    Fork i samples with `choice` i + 1; each has its own Tokens, Finished and Cancel."""
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):

@@ -58,7 +58,7 @@ FROM_ENGINE: list[FromEngine] = [
 FIELDS = {
     Hello: "version message_id special_ids",
     Submit: "request_id prompt max_tokens stop_ids sampling logprobs boundaries cache_salt grammar "
-    "priority resumed_tokens",
+    "priority resumed_tokens forks",
     Sampling: "temperature top_p top_k min_p frequency_penalty presence_penalty "
     "repetition_penalty logit_bias seed choice",
     Cancel: "request_id",
@@ -90,7 +90,7 @@ def test_what_the_engine_sends_arrives(message: FromEngine) -> None:
 
 def test_fields_are_only_appended_and_every_change_has_a_version() -> None:
     """Whoever changes a struct changes this table and PROTOCOL_VERSION together."""
-    assert PROTOCOL_VERSION == 1
+    assert PROTOCOL_VERSION == 2
     for struct, fields in FIELDS.items():
         assert " ".join(struct.__struct_fields__) == fields, struct
 

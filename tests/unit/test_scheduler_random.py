@@ -69,15 +69,21 @@ class Play:
             max_tokens=rng.randint(1, 30),
             stop_ids=[STOP_ID],
             sampling=Sampling(frequency_penalty=penalty),
+            forks=self.fork_ids(),
         )
-        self.requests[submit.request_id] = Request(submit)
+        for request_id in (submit.request_id, *submit.forks):
+            self.requests[request_id] = Request(submit)
         self.scheduler.submit(submit)
+
+    def fork_ids(self) -> list[int]:
+        count = self.random.choice([0, 0, 0, self.random.randrange(self.scheduler.max_rows)])
+        return [len(self.requests) + 1 + i for i in range(count)]
 
     def cancel(self) -> None:
         if self.requests:
-            request = self.random.choice(list(self.requests.values()))
-            request.is_cancelled = True
-            self.scheduler.cancel(request.submit.request_id)
+            request_id = self.random.choice(list(self.requests))
+            self.requests[request_id].is_cancelled = True
+            self.scheduler.cancel(request_id)
 
     def launch(self) -> None:
         if self.scheduler.launched == MAX_LAUNCHED_STEPS or self.scheduler.needs_tokens:

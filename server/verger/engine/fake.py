@@ -159,6 +159,10 @@ class FakeRunner:
             seconds.append(row.reply.prefill_s)
             if prefill.stop == len(row.submit.prompt):
                 samples.append(_advance(row))
+            for fork in (self._rows[request_id] for request_id in prefill.forks):
+                assert fork.submit.prompt == row.submit.prompt
+                fork.computed_tokens = prefill.stop
+                samples.append(_advance(fork))
         for request_id in plan.decodes:
             row = self._rows[request_id]
             assert len(row.submit.prompt) <= row.computed_tokens < self.context_tokens - 1

@@ -11,12 +11,18 @@ rides along. Must not know sockets, clocks, MLX or text.
 A plan may be launched before the one before it is settled, so a sequence counts what is launched
 and what is settled separately. What a step computed for a sequence that finished meanwhile is
 dropped in `settle` and leaves no trace.
+
+The choices of one answer are a leader and its forks: they are admitted together, the leader is
+prefilled, and the step that ends its prompt starts the forks as well. Should the leader be
+cancelled before, the next of them takes its place.
 """
 
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+
+from msgspec.structs import replace
 
 from verger.engine.steps import MAX_LAUNCHED_STEPS, Plan, Prefill, Sampled
 from verger.messages import (
@@ -64,6 +70,8 @@ class Sequence:
     submit: Submit
     max_tokens: int
     """What it may generate: what was asked, cut at the context's end."""
+    leader: "Sequence | None" = None
+    """Whose prefill this one shares; None for a sequence that has its own."""
     state: SequenceState = SequenceState.WAITING
     prefilled_tokens: int = 0
     launched_tokens: int = 0
@@ -78,6 +86,13 @@ class Sequence:
     def needs_tokens(self) -> bool:
         """Whether a step cannot be launched before this row's last token is known to the host."""
         return self.submit.grammar is not None or _has_penalties(self.submit.sampling)
+
+    def start_decoding(self) -> None:
+        """The prompt is computed, by this sequence or its leader, and a first token launched."""
+        self.prefilled_tokens = self.prompt_tokens
+        self.launched_tokens = 1
+        self.leader = None
+        self.move(SequenceState.DECODING)
 
     def move(self, state: SequenceState) -> None:
         """The one place where a state changes."""
@@ -152,17 +167,22 @@ class Scheduler:
         )
 
     def submit(self, submit: Submit) -> None:
-        """Queue a sequence, or reject it."""
-        assert submit.request_id not in self._waiting
-        assert submit.request_id not in self._rows
+        """Queue a sequence and its forks, or reject them."""
+        request_ids = (submit.request_id, *submit.forks)
+        assert len(set(request_ids)) == len(request_ids) <= self.max_rows
+        assert not self._waiting.keys() & set(request_ids)
+        assert not self._rows.keys() & set(request_ids)
         assert submit.prompt
         assert submit.max_tokens >= 1
         reason = self._reject_reason(submit)
         if reason is not None:
-            self._frames.append(Rejected(submit.request_id, reason))
+            self._frames += [Rejected(request_id, reason) for request_id in request_ids]
             return
         max_tokens = min(submit.max_tokens, self.context_tokens - len(submit.prompt))
-        self._waiting[submit.request_id] = Sequence(submit, max_tokens)
+        leader = self._waiting[submit.request_id] = Sequence(submit, max_tokens)
+        for choice, request_id in enumerate(submit.forks, start=1):
+            fork = _fork(submit, request_id, choice)
+            self._waiting[request_id] = Sequence(fork, max_tokens, leader)
 
     def cancel(self, request_id: int) -> None:
         """Finish a sequence wherever it is; a request that ended meanwhile is no error."""
@@ -230,6 +250,9 @@ class Scheduler:
         assert 0 <= row.launched_tokens - row.settled_tokens <= self.launched
         assert row.settled_tokens < row.max_tokens
         assert is_prefilled == (row.launched_tokens > 0)
+        if row.leader is not None:
+            assert row.prefilled_tokens == 0
+            assert row.leader.state is SequenceState.PREFILLING
         assert row.launched_tokens <= row.max_tokens
 
     def _reject_reason(self, submit: Submit) -> RejectReason | None:
@@ -238,14 +261,18 @@ class Scheduler:
         if len(submit.prompt) >= self.context_tokens:
             return RejectReason.TOO_LONG
         # Whoever fits into a free row does not count as waiting.
-        if self.waiting >= self.max_waiting + self.max_rows - self.running:
+        room = self.max_waiting + self.max_rows - self.running
+        if self.waiting + 1 + len(submit.forks) > room:
             return RejectReason.QUEUE_FULL
         return None
 
     def _admit(self) -> Iterable[Submit]:
-        while self._waiting and self.running < self.max_rows:
-            request_id = next(iter(self._waiting))
-            sequence = self._waiting.pop(request_id)
+        while self._waiting:
+            request_id, sequence = next(iter(self._waiting.items()))
+            forks = [row for row in self._waiting.values() if row.leader is sequence]
+            if self.running + 1 + len(forks) > self.max_rows:
+                return
+            del self._waiting[request_id]
             sequence.move(SequenceState.PREFILLING)
             self._rows[request_id] = sequence
             yield sequence.submit
@@ -261,23 +288,31 @@ class Scheduler:
         for request_id, row in self._rows.items():
             if budget == 0:
                 return
-            if row.state is not SequenceState.PREFILLING:
+            if row.state is not SequenceState.PREFILLING or row.leader is not None:
                 continue
             start = row.prefilled_tokens
             stop = min(row.prompt_tokens, start + budget)
             budget -= stop - start
             row.prefilled_tokens = stop
+            forks: tuple[int, ...] = ()
             if stop == row.prompt_tokens:
-                row.launched_tokens = 1
-                row.move(SequenceState.DECODING)
-            yield Prefill(request_id, start, stop)
+                forks = tuple(fork.submit.request_id for fork in self._forks_of(row))
+                for starting in (row, *self._forks_of(row)):
+                    starting.start_decoding()
+            yield Prefill(request_id, start, stop, forks)
+
+    def _forks_of(self, leader: Sequence) -> list[Sequence]:
+        """Who still waits for this one's prefill, or with it."""
+        everyone = (*self._rows.values(), *self._waiting.values())
+        return [sequence for sequence in everyone if sequence.leader is leader]
 
     def _report_prefills(self, prefills: tuple[Prefill, ...]) -> None:
         for prefill in prefills:
             self.prefill_tokens += prefill.stop - prefill.start
-            row = self._rows.get(prefill.request_id)
-            if row is not None:
-                self._frames.append(Progress(prefill.request_id, prefill.stop, row.prompt_tokens))
+            for request_id in (prefill.request_id, *prefill.forks):
+                row = self._rows.get(request_id)
+                if row is not None:
+                    self._frames.append(Progress(request_id, prefill.stop, row.prompt_tokens))
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         request_id = sequence.submit.request_id
@@ -287,9 +322,21 @@ class Scheduler:
             del self._rows[request_id]
             self._closed.append(request_id)
         sequence.move(SequenceState.FINISHED)
+        self._hand_over(sequence)
         self._frames.append(
             Finished(request_id, reason, sequence.prompt_tokens, sequence.settled_tokens)
         )
+
+    def _hand_over(self, leader: Sequence) -> None:
+        """Whoever shared a prefill that will not be computed: the first of them computes it."""
+        forks = self._forks_of(leader)
+        for fork in forks:
+            fork.leader = None if fork is forks[0] else forks[0]
+
+
+def _fork(submit: Submit, request_id: int, choice: int) -> Submit:
+    sampling = replace(submit.sampling, choice=choice)
+    return replace(submit, request_id=request_id, sampling=sampling, forks=[])
 
 
 def _has_penalties(sampling: Sampling) -> bool:

@@ -20,11 +20,15 @@ MAX_LAUNCHED_STEPS = 2
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Compute prompt[start:stop]; where stop ends the prompt, also sample the first token."""
+    """Compute prompt[start:stop]; where stop ends the prompt, also sample the first token.
+
+    There `forks` are open rows of the same prompt: each gets a copy of the KV and its own sample.
+    """
 
     request_id: int
     start: int
     stop: int
+    forks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,25 +130,38 @@ class EngineClient:
 
         Raises EngineUnavailable or Overloaded; so does iterating, and ContextLengthExceeded.
         """
-        generation = self._register(submit)
-        try:
+        async with self.generate_choices(submit, 1) as (generation,):
             yield generation
-        finally:
-            self._cancel(generation.request_id)
 
-    def _register(self, submit: Submit) -> Generation:
+    @asynccontextmanager
+    async def generate_choices(
+        self, submit: Submit, choices: int
+    ) -> AsyncIterator[tuple[Generation, ...]]:
+        """Generate several sequences from one prompt, which is computed once; choice i samples
+        with `sampling.choice` i. As `generate` otherwise; leaving cancels those that still run."""
+        generations = self._register(submit, choices)
+        try:
+            yield generations
+        finally:
+            for generation in generations:
+                self._cancel(generation.request_id)
+
+    def _register(self, submit: Submit, choices: int) -> tuple[Generation, ...]:
         assert submit.prompt
         assert submit.max_tokens >= 1
         if self.state is not EngineState.READY:
             raise self._unavailable()
-        if self.pending >= self._max_pending:
+        if self.pending + choices > self._max_pending:
             raise _overloaded()
-        request_id = next(self._request_ids)
-        generation = Generation(msgspec.structs.replace(submit, request_id=request_id))
+        leader, *forks = itertools.islice(self._request_ids, choices)
+        submit = msgspec.structs.replace(submit, request_id=leader, forks=forks)
+        generations = {
+            request_id: Generation(request_id, submit) for request_id in (leader, *forks)
+        }
         # Registered before it is sent, so that no answer can overtake it.
-        self._pending[request_id] = generation
-        self._supervisor.send(generation.submit)
-        return generation
+        self._pending.update(generations)
+        self._supervisor.send(submit)
+        return tuple(generations.values())
 
     def _cancel(self, request_id: int) -> None:
         if self._pending.pop(request_id, None) is not None:

@@ -19,16 +19,14 @@ Event = Progress | RowTokens | Finished
 class Generation:
     """An async iterator that ends after Finished or raises what the request failed with."""
 
+    request_id: int
+    """The id on the wire, unique in the life of the gateway."""
     submit: Submit
+    """What asked for it; the choices of one answer share it."""
     _events: deque[Event] = field(default_factory=deque)
     _error: ReplyError | None = None
     _is_finished: bool = False
     _waiter: asyncio.Future[None] | None = None
-
-    @property
-    def request_id(self) -> int:
-        """The id on the wire, unique in the life of the gateway."""
-        return self.submit.request_id
 
     @property
     def queued_events(self) -> int:

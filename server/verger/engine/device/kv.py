@@ -122,6 +122,14 @@ class KVStore:
         _copy_row(old, old_row, row)
         self._release(old, old_row)
 
+    def fork(self, source: RowKV, row: RowKV) -> None:
+        """Give a new row a copy of what another has computed."""
+        row.length = source.length
+        _copy_row(source.block, source.block_row, row)
+        for arrays in (self.ring.keys, self.ring.values):
+            for array in arrays:
+                array[row.ring_row] = array[source.ring_row]
+
     def close(self, row: RowKV) -> None:
         """Free the row's places."""
         self.ring.release(row.ring_row)

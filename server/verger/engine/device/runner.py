@@ -108,7 +108,7 @@ class MlxRunner:
         decoding = self._grow_and_sort([self._rows[i] for i in plan.decodes])
         step = self._layout(decoding, plan.prefills)
         logits = forward(self._model, self._store, self._tokens(decoding, plan.prefills), step)
-        finishing = [self._rows[p.request_id] for p in plan.prefills if self._is_last(p)]
+        finishing = [row for p in plan.prefills if self._is_last(p) for row in self._started_by(p)]
         self._advance(decoding, plan.prefills)
         launched = self._sample(logits, (*decoding, *finishing))
         mx.synchronize()
@@ -168,7 +168,7 @@ class MlxRunner:
             row = self._rows[prefill.request_id]
             segments.append(Segment(row.kv, prefill.start, start, len(positions)))
             if self._is_last(prefill):
-                sampled.append(len(positions) - 1)
+                sampled.extend([len(positions) - 1] * (1 + len(prefill.forks)))
         return Step(
             positions=mx.array(positions),
             full_groups=tuple(_full_groups(decoding)),
@@ -189,7 +189,10 @@ class MlxRunner:
         for row in decoding:
             row.kv.length += 1
         for prefill in prefills:
-            self._rows[prefill.request_id].kv.length = prefill.stop
+            leader, *forks = self._started_by(prefill)
+            leader.kv.length = prefill.stop
+            for fork in forks:
+                self._store.fork(leader.kv, fork.kv)
 
     def _sample(self, logits: mx.array, rows: tuple[Row, ...]) -> Launched:
         """Sample for all rows at once and remember the ids on the device."""
@@ -201,6 +204,10 @@ class MlxRunner:
             row.sampled += 1
         self._last_ids[mx.array([row.kv.ring_row for row in rows])] = drawn.ids.astype(mx.int32)
         return Launched(rows, drawn)
+
+    def _started_by(self, prefill: Prefill) -> list[Row]:
+        """The prefilled row and its forks."""
+        return [self._rows[request_id] for request_id in (prefill.request_id, *prefill.forks)]
 
     def _is_last(self, prefill: Prefill) -> bool:
         return prefill.stop == len(self._rows[prefill.request_id].submit.prompt)
