@@ -73,6 +73,7 @@ class MlxRunner:
     @classmethod
     def load(cls, folder: Path, hello: Hello, max_rows: int) -> "MlxRunner":
         """Load a model's folder; raises ModelFolderError."""
+        keep_resident()
         model = load(folder)
         seeds = Random()  # noqa: S311 (not secrets)
         return cls(model, Sampler(model.vocabulary_size, hello, seeds), max_rows)
@@ -211,6 +212,13 @@ class MlxRunner:
 
     def _is_last(self, prefill: Prefill) -> bool:
         return prefill.stop == len(self._rows[prefill.request_id].submit.prompt)
+
+
+def keep_resident() -> None:
+    """Wire what Metal recommends: macOS would otherwise page idle weights out, and the next
+    prefill would be several times slower. Elsewhere there is no such limit to set."""
+    if mx.metal.is_available():
+        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
 
 
 def _full_groups(decoding: Sequence[Row]) -> Iterable[DecodeGroup]:
