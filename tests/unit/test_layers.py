@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "paths": {"errors"},
     "log": {"errors"},
     "messages": COMMON,
+    "timings": set(),
     "model_folder": COMMON,
     "catalogue": {"model_folder", *COMMON},
     "formats": PURE,
@@ -26,8 +27,9 @@ MAY_IMPORT = {
     "lan": COMMON,
     "macos": COMMON,
     "gateway": {"api", "formats", "lan", *PURE},
-    "cli": {"gateway", "api", "formats", "lan", "macos", *PURE},
-    "engine": PURE,
+    "bench": {"formats", "timings", *PURE},
+    "cli": {"gateway", "bench", "api", "formats", "lan", "macos", *PURE},
+    "engine": {"timings", *PURE},
 }
 """Layer → the layers it may import besides itself; gateway and engine share only PURE."""
 

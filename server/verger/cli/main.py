@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from verger import __version__
+from verger.cli.bench import bench
 from verger.cli.config import config
 from verger.cli.models import models
 from verger.cli.serve import serve
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(models)
 app.command()(config)
+app.add_typer(bench, name="bench")
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -1,0 +1,1 @@
+"""What `verger bench` measures, and how; the command itself is in cli/bench.py."""
