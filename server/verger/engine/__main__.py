@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from verger import log
 from verger.engine.fake import FakeRunner
 from verger.engine.loop import Loop
 from verger.engine.scheduler import (
@@ -29,7 +30,7 @@ from verger.messages import PROTOCOL_VERSION, Fatal, Hello, Ready
 HELLO_WAIT_S = 60.0
 EXIT_FAILED = 1
 
-log = logging.getLogger("verger.engine")
+logger = logging.getLogger("verger.engine")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     # what they mean: it drains the engine, which must live on until then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(stream=sys.stderr, format="%(name)s %(levelname)s %(message)s")
+    log.configure()
     options = _parse(arguments)
     connection = Connection.from_fd(options.fd)
     try:
@@ -59,7 +60,7 @@ def _serve(connection: Connection, options: argparse.Namespace) -> int:
         connection.send([Fatal(str(error), is_permanent=True)])
         return EXIT_CANNOT_START
     except Exception as error:
-        log.exception("the engine failed")
+        logger.exception("event=engine_failed")
         connection.send([Fatal(f"{type(error).__name__}: {error}")])
         return EXIT_FAILED
     return 0
@@ -88,7 +89,8 @@ def _await_hello(connection: Connection) -> Hello:
             case [Hello() as hello]:
                 return _check_version(hello)
             case frames:
-                raise ProtocolError(f"{type(frames[0]).__name__} instead of Hello")
+                names = ", ".join(type(frame).__name__ for frame in frames)
+                raise ProtocolError(f"{names} instead of one Hello")
     raise ProtocolError(f"no Hello within {HELLO_WAIT_S:.0f} s")
 
 
@@ -109,7 +111,7 @@ def _load(options: argparse.Namespace, hello: Hello) -> Runner:
         from verger.engine.device.runner import MlxRunner
     except ImportError as error:
         raise StartupError(
-            f"The engine cannot import {error.name}. Install it with: pip install 'verger[engine]'"
+            f"The engine cannot be loaded: {error}. Install it with: pip install 'verger[engine]'"
         ) from error
     return MlxRunner.load(options.model, hello, options.max_rows)
 
