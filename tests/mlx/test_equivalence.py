@@ -10,6 +10,7 @@ from random import Random
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 from tests.mlx.harness import HELLO, cold_logits, play, random_gpt_oss, random_ids, runner_of
 from verger.engine.device.sampling import RowSampler, Sample, Sampler
@@ -105,3 +106,14 @@ def disagreements(got: mx.array, want: mx.array) -> int:
     differs = mx.argmax(got, axis=-1) != mx.argmax(want, axis=-1)
     assert not bool((differs & (gap > CLEAR_GAP)).any())
     return int(differs.sum())
+
+
+def test_fused_projections_hold_nothing_twice() -> None:
+    """Query, key and value become one call; what mlx-lm's own model reads are views of it."""
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    model = random_gpt_oss(seed=9, width=512)
+    held = mx.get_active_memory() - before
+    leaves = dict(tree_flatten(model.reference.parameters())).values()
+    weights = sum(array.nbytes for array in leaves if isinstance(array, mx.array))
+    assert held < 1.05 * weights

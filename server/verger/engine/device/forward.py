@@ -80,17 +80,14 @@ def _block(
 ) -> mx.array:
     """One transformer block; `index` counts the layers of its kind."""
     normed = layer.attention_norm(hidden)
-    queries = _rotated(layer.query(normed), layer, step, model.query_heads, model.head_dim)
-    keys = _rotated(layer.key(normed), layer, step, model.kv_heads, model.head_dim)
-    values = layer.value(normed).reshape(-1, model.kv_heads, 1, model.head_dim)
+    heads = model.query_heads + 2 * model.kv_heads
+    projected = layer.query_key_value(normed).reshape(-1, heads, 1, model.head_dim)
+    rotated = layer.rope(projected[:, : -model.kv_heads], step.positions)
+    queries, keys = rotated[:, : model.query_heads], rotated[:, model.query_heads :]
+    values = projected[:, -model.kv_heads :]
     attended = _attend(store, layer, index, step, queries, keys, values)
     hidden = hidden + layer.output(attended.reshape(hidden.shape[0], -1))
     return hidden + layer.experts(layer.experts_norm(hidden))
-
-
-def _rotated(x: mx.array, layer: Layer, step: Step, heads: int, head_dim: int) -> mx.array:
-    """(tokens, heads * head_dim) to (tokens, heads, 1, head_dim), each at its own position."""
-    return layer.rope(x.reshape(-1, heads, 1, head_dim), step.positions)
 
 
 def _attend(
@@ -107,14 +104,19 @@ def _attend(
     prefill = prefill_sliding if layer.is_sliding else prefill_full
     parts = []
     for group in groups:
-        at = slice(group.start, group.stop)
-        parts.append(decode(layer, index, group, queries[at], keys[at], values[at]))
+        q, k, v = (_part(x, group.start, group.stop) for x in (queries, keys, values))
+        parts.append(decode(layer, index, group, q, k, v))
     for segment in step.segments:
-        at = slice(segment.start, segment.stop)
-        q, k, v = (x[at].transpose(2, 1, 0, 3) for x in (queries, keys, values))
+        qkv = (_part(x, segment.start, segment.stop) for x in (queries, keys, values))
+        q, k, v = (x.transpose(2, 1, 0, 3) for x in qkv)
         out = prefill(store, layer, index, segment, q, k, v)
         parts.append(out.transpose(2, 1, 0, 3))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+
+def _part(x: mx.array, start: int, stop: int) -> mx.array:
+    """Some of a step's tokens; all of them cost no operation."""
+    return x if stop - start == x.shape[0] else x[start:stop]
 
 
 def decode(

@@ -4,6 +4,7 @@ The only file that leans on mlx-lm's internals (0.32.2: `utils.load_model`, the 
 `models/gpt_oss.py`, `rope_utils.YarnRoPE`). Called by the runner; knows nothing of rows or KV.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,9 +49,8 @@ class Layer:
 
     is_sliding: bool
     attention_norm: Projection
-    query: Projection
-    key: Projection
-    value: Projection
+    query_key_value: Projection
+    """The three projections as one: their outputs side by side."""
     output: Projection
     sinks: mx.array
     rope: Rope
@@ -131,9 +131,7 @@ def _describe_layer(block: nn.Module, is_sliding: bool) -> Layer:
     return Layer(
         is_sliding=is_sliding,
         attention_norm=block.input_layernorm,
-        query=attention.q_proj,
-        key=attention.k_proj,
-        value=attention.v_proj,
+        query_key_value=_fuse(attention.q_proj, attention.k_proj, attention.v_proj),
         output=attention.o_proj,
         sinks=attention.sinks,
         rope=rope,
@@ -141,6 +139,28 @@ def _describe_layer(block: nn.Module, is_sliding: bool) -> Layer:
         experts_norm=block.post_attention_layernorm,
         experts=block.mlp,
     )
+
+
+def _fuse(*parts: nn.Module) -> Projection:
+    """One linear layer for several of the same input: a call where there were three. The parts
+    become views of it, so nothing is held twice and `reference` computes as before."""
+    if len({_quantisation(part) for part in parts}) > 1:
+        raise ModelFolderError("the query, key and value projections are quantised differently")
+    fused = copy.copy(parts[0])
+    for name in parts[0].parameters():
+        fused[name] = mx.concatenate([part[name] for part in parts])
+        start = 0
+        for part in parts:
+            stop = start + part[name].shape[0]
+            part[name] = fused[name][start:stop]
+            start = stop
+    mx.eval(fused.parameters(), [part.parameters() for part in parts])
+    projection: Projection = fused
+    return projection
+
+
+def _quantisation(layer: nn.Module) -> tuple[object, ...]:
+    return tuple(getattr(layer, name, None) for name in ("group_size", "bits", "mode"))
 
 
 def _describe_rope(rope: nn.Module) -> Rope:
