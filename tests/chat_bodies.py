@@ -13,6 +13,9 @@ USER = {"role": "user", "content": "hi"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 CALLING: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "42"}
+LEGACY_CALL = {"name": "f", "arguments": "{}"}
+LEGACY_CALLING: dict[str, Any] = {"role": "assistant", "function_call": LEGACY_CALL}
+LEGACY_RESULT = {"role": "function", "name": "f", "content": "42"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "http://example.com/x.png"}}
 AUDIO = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
@@ -26,23 +29,18 @@ Bad = tuple[dict[str, Any], str]
 """Fields of a body, and the parameter that the refusal must name."""
 
 UNSUPPORTED: list[Bad] = [
-    ({"n": 2}, "n"),
-    ({"n": True}, "n"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
     ({"audio": {"voice": "x"}}, "audio"),
     ({"modalities": ["text", "audio"]}, "modalities"),
-    ({"prediction": {"type": "content"}}, "prediction"),
+    ({"moderation": {"model": "m"}}, "moderation"),
     ({"functions": [{"name": "f"}]}, "functions"),
+    ({"function_call": "auto"}, "function_call"),
     ({"web_search_options": {}}, "web_search_options"),
     ({"verbosity": "low"}, "verbosity"),
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0"),
     ({"messages": [{"role": "user", "content": [AUDIO]}]}, "messages.0.content.0"),
-    (
-        {"messages": [{"role": "assistant", "function_call": {"name": "f"}}]},
-        "messages.0.function_call",
-    ),
 ]
 
 WRONG: list[Bad] = [
@@ -71,6 +69,17 @@ WRONG: list[Bad] = [
         "messages.0.tool_calls.0.function.arguments",
     ),
     ({"messages": [{"role": "assistant", "reasoning": 1}]}, "messages.0.reasoning"),
+    (
+        {"messages": [{"role": "assistant", "function_call": {"name": "f"}}]},
+        "messages.0.function_call.arguments",
+    ),
+    ({"messages": [{**CALLING, "function_call": LEGACY_CALL}]}, "messages.0.function_call"),
+    ({"messages": [LEGACY_RESULT, LEGACY_CALLING]}, "messages.0.name"),
+    ({"messages": [LEGACY_CALLING, {"role": "function", "name": "f"}]}, "messages.1.content"),
+    ({"n": 0}, "n"),
+    ({"n": chat_body.MAX_CHOICES + 1}, "n"),
+    ({"n": True}, "n"),
+    ({"n": 2.0}, "n"),
     ({"temperature": "hot"}, "temperature"),
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": -0.1}, "temperature"),

@@ -1,6 +1,6 @@
 """Fixtures of the gateway's tests: all of them run on asyncio."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,19 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-async def served(
+async def shared(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[tuple[Gateway, PlayedEngine]]:
     """Shared, because stopping a server takes uvicorn a third of a second."""
     async with ready_gateway(tmp_path_factory.mktemp("served")) as pair:
         yield pair
+
+
+@pytest.fixture
+def served(shared: tuple[Gateway, PlayedEngine]) -> Iterator[tuple[Gateway, PlayedEngine]]:
+    """The shared server; a test that makes it send something wrong fails."""
+    yield shared
+    shared[0].traffic.assert_valid()
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""A gateway on a real port of loopback, whose engine is played by the test, frame by frame."""
+"""A gateway on a real port of loopback, whose engine is played by the test, frame by frame.
+
+Every reply passes the shared validator, whichever client asked.
+"""
 
 import asyncio
 import socket
@@ -9,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from msgspec.structs import replace
 
 from tests.fakes import FakeEngine, byte_tokenizer, write_model_folder
+from tests.traffic import Traffic, WatchedApp
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
+from verger.gateway.app import create_app
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.engine_process import EngineProcess
 from verger.gateway.server import GatewayServer, listen
@@ -43,6 +49,12 @@ def tokens_of(text: str) -> list[int]:
     """The ids of Harmony text in which specials are written out."""
     ids: list[int] = TOKENIZER.encode(text, add_special_tokens=False).ids
     return ids
+
+
+def choices_of(submit: Submit) -> list[Submit]:
+    """What a submission with forks asks for, one by one."""
+    request_ids = (submit.request_id, *submit.forks)
+    return [replace(submit, request_id=request_id, forks=[]) for request_id in request_ids]
 
 
 @dataclass
@@ -99,7 +111,7 @@ class PlayedEngine:
     def _take(self, frame: ToEngine) -> None:
         match frame:
             case Submit():
-                self.sampled[frame.request_id] = 0
+                self.sampled |= dict.fromkeys((frame.request_id, *frame.forks), 0)
                 self.submits.put_nowait(frame)
             case Cancel(request_id=request_id):
                 self.sampled.pop(request_id, None)
@@ -107,12 +119,9 @@ class PlayedEngine:
             case Drain():
                 self.draining.set()
 
-    def become_ready(self) -> None:
-        self.send(
-            Ready(
-                PROTOCOL_VERSION, MODEL_ID, TOKENIZER.get_vocab_size(), CONTEXT_TOKENS, 4, "fake", 0
-            )
-        )
+    def become_ready(self, context_tokens: int = CONTEXT_TOKENS) -> None:
+        vocabulary_size = TOKENIZER.get_vocab_size()
+        self.send(Ready(PROTOCOL_VERSION, MODEL_ID, vocabulary_size, context_tokens, 4, "fake", 0))
 
 
 @dataclass
@@ -126,6 +135,7 @@ class Gateway:
     http: httpx.AsyncClient
     engines: asyncio.Queue[PlayedEngine]
     serving: asyncio.Task[None]
+    traffic: Traffic
 
     async def next_engine(self) -> PlayedEngine:
         """The engine that was started last; it has not said Ready yet."""
@@ -151,15 +161,17 @@ async def running_gateway(folder: Path, **settings: Any) -> AsyncIterator[Gatewa
     engines: asyncio.Queue[PlayedEngine] = asyncio.Queue()
     async with asyncio.TaskGroup() as tasks:
         service = _service(served, engines, tasks)
-        server = GatewayServer(service)
+        server, traffic = GatewayServer(service), Traffic()
+        server.config.app = WatchedApp(create_app(service), traffic)
         with listen(served.host, served.port) as listener:
             port = listener.getsockname()[1]
             url = f"http://127.0.0.1:{port}"
             serving = tasks.create_task(server.serve([listener]))
             async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-                yield Gateway(url, port, service, server, http, engines, serving)
+                yield Gateway(url, port, service, server, http, engines, serving, traffic)
             server.should_exit = True
             await serving
+    traffic.assert_valid()
 
 
 @asynccontextmanager

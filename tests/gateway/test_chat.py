@@ -12,6 +12,7 @@ from tests.gateway.harness import (
     Gateway,
     PlayedEngine,
     ready_gateway,
+    running_gateway,
     tokens_of,
 )
 from verger.messages import FinishReason, Logprob, Sampling
@@ -94,6 +95,20 @@ async def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(served: 
     assert str(CONTEXT_TOKENS) in error["message"]
     assert "resulted in 4" in error["message"]
     assert engine.submits.empty()
+
+
+async def test_an_engine_with_less_context_refuses_before_the_stream_begins(
+    tmp_path: Path,
+) -> None:
+    async with running_gateway(tmp_path) as gateway:
+        (await gateway.next_engine()).become_ready(context_tokens=400)
+        await gateway.service.engine.wait_ready(30)
+        messages = [{"role": "user", "content": "x" * 400}]
+        response = await gateway.chat(messages=messages, stream=True)
+        listed = await gateway.http.get("/v1/models")
+
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
+    assert listed.json()["data"][0]["context_length"] == 400
 
 
 async def test_a_tool_call_and_the_turn_after_it(served: Served) -> None:

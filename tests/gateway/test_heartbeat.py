@@ -26,7 +26,7 @@ def stats() -> Stats:
 
 
 def test_a_quiet_stream_speaks_at_every_tick_after_the_first() -> None:
-    heartbeat = Heartbeat(b"beat", 5, is_alive=lambda: True)
+    heartbeat = Heartbeat(lambda: b"beat", 5, is_alive=lambda: True)
 
     assert heartbeat.tick_s == 2.5
     assert [heartbeat.tick() for _ in range(4)] == [b"", b"beat", b"beat", b"beat"]
@@ -34,7 +34,7 @@ def test_a_quiet_stream_speaks_at_every_tick_after_the_first() -> None:
 
 def test_a_stream_that_flows_needs_no_heartbeats() -> None:
     """A frame right after one tick and none later: the tick after the next is the deadline."""
-    heartbeat = Heartbeat(b"beat", 5, is_alive=lambda: True)
+    heartbeat = Heartbeat(lambda: b"beat", 5, is_alive=lambda: True)
     spoken = []
     for _ in range(3):
         spoken.append(heartbeat.tick())

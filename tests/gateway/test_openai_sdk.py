@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import httpx2  # The official SDK's HTTP library.
 import openai
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 
-from tests.gateway.harness import MODEL_ID, Gateway, PlayedEngine, tokens_of
+from tests.gateway.harness import MODEL_ID, Gateway, PlayedEngine, running_gateway, tokens_of
 
 pytestmark = pytest.mark.anyio
 
@@ -111,15 +113,40 @@ async def test_errors_become_the_right_exceptions(mortal: Served) -> None:
         with pytest.raises(openai.NotFoundError) as missing:
             await client.chat.completions.create(model="other", messages=[HI])
         with pytest.raises(openai.BadRequestError) as wrong:
-            await client.chat.completions.create(model=MODEL_ID, messages=[HI], n=2)
+            await client.chat.completions.create(model=MODEL_ID, messages=[HI], n=9)
         engine.die()
         await gateway.next_engine()
         with pytest.raises(openai.InternalServerError) as dead:
             await client.chat.completions.create(model=MODEL_ID, messages=[HI])
 
     assert missing.value.code == "model_not_found"
-    assert (wrong.value.code, wrong.value.param) == ("unsupported_parameter", "n")
+    assert (wrong.value.code, wrong.value.param) == ("invalid_request", "n")
     assert (dead.value.status_code, dead.value.code) == (503, "engine_unavailable")
+
+
+async def test_a_503_is_retried_until_the_engine_is_there(tmp_path: Path) -> None:
+    """The SDK waits for as long as the reply told it to: two seconds."""
+    statuses: list[int] = []
+    refused = asyncio.Event()
+
+    async def note(response: httpx2.Response) -> None:
+        statuses.append(response.status_code)
+        refused.set()
+
+    async with (
+        running_gateway(tmp_path) as gateway,
+        DefaultAsyncHttpxClient(event_hooks={"response": [note]}) as http,
+    ):
+        engine = await gateway.next_engine()
+        client = connect(gateway).with_options(max_retries=1, http_client=http)
+        asking = asyncio.create_task(client.chat.completions.create(model=MODEL_ID, messages=[HI]))
+        await refused.wait()
+        engine.become_ready()
+        await engine.answer(ANSWER)
+        completion = await asking
+
+    assert completion.choices[0].message.content == "hello"
+    assert statuses == [503, 200]
 
 
 async def test_death_in_a_stream_is_an_exception(mortal: Served) -> None:

@@ -84,6 +84,19 @@ def test_a_stop_string_across_tokens_ends_the_answer() -> None:
     assert ending.delta.is_empty
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_ids_behind_a_stop_string_are_not_counted(size: int) -> None:
+    """However the ids are merged into events, the usage of the same answer is the same."""
+    answer = reader(stop=["END"])
+    ids = ids_of(FINAL + "so END and more")
+    for start in range(0, len(ids), size):
+        if not answer.is_over:
+            answer.feed(ids[start : start + size], [])
+
+    assert answer.is_over
+    assert answer.completion_tokens == len(ids_of(FINAL + "so END"))
+
+
 def test_stop_strings_do_not_apply_to_reasoning_and_arguments() -> None:
     answer = reader(stop=["END"])
 

@@ -6,6 +6,8 @@ import pytest
 
 from tests.chat_bodies import (
     CALLING,
+    LEGACY_CALLING,
+    LEGACY_RESULT,
     NOT_JSON,
     UNSUPPORTED,
     USER,
@@ -54,6 +56,25 @@ def test_every_role_and_part_becomes_a_message() -> None:
         Message(Role.TOOL, "42", tool_call_id="call_1"),
         Message(Role.ASSISTANT, "no"),
         Message(Role.ASSISTANT, "never"),
+    )
+
+
+def test_a_legacy_function_result_belongs_to_the_last_call_of_its_name() -> None:
+    messages = [LEGACY_CALLING, LEGACY_RESULT, CALLING, {**LEGACY_RESULT, "content": None}]
+    first, answer, _, second = parse(body(messages=messages)).turn.conversation.messages
+
+    (call,) = first.tool_calls
+    assert (call.name, call.arguments) == ("f", "{}")
+    assert answer == Message(Role.TOOL, "42", tool_call_id=call.id)
+    assert second == Message(Role.TOOL, "", tool_call_id="call_1")
+
+
+def test_instructions_may_stand_anywhere() -> None:
+    messages = [USER, {"role": "system", "content": "a"}, {"role": "developer", "content": "b"}]
+
+    assert parse(body(messages=messages)).turn.conversation.messages[1:] == (
+        Message(Role.SYSTEM, "a"),
+        Message(Role.DEVELOPER, "b"),
     )
 
 
@@ -130,6 +151,15 @@ def test_reasoning_effort_is_normalised(sent: str, effort: Effort) -> None:
 )
 def test_logprobs_say_how_many_alternatives(fields: dict[str, Any], logprobs: int | None) -> None:
     assert parse(body(**fields)).turn.logprobs == logprobs
+
+
+def test_choices_are_bounded_by_the_api_and_by_the_server() -> None:
+    assert parse(body()).turn.choices == 1
+    assert parse(body(n=chat_body.MAX_CHOICES)).turn.choices == chat_body.MAX_CHOICES
+    assert parse_chat_request(body(n=2), Sampling(), VOCABULARY_SIZE, 2).turn.choices == 2
+    with pytest.raises(InvalidRequest, match="only 2 answers at once") as refusal:
+        parse_chat_request(body(n=3), Sampling(), VOCABULARY_SIZE, 2)
+    assert refusal.value.param == "n"
 
 
 def test_stop_is_one_string_or_up_to_four() -> None:
@@ -223,7 +253,7 @@ def test_a_body_may_be_as_deep_as_the_limit() -> None:
 
 
 def test_every_refusal_is_a_client_error() -> None:
-    for raw in (b"", body(n=2), body(messages=[])):
+    for raw in (b"", body(n=0), body(messages=[])):
         with pytest.raises(ReplyError) as refusal:
             parse(raw)
         assert 400 <= refusal.value.status < 500

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from verger.api.answer import Delta, Outcome, TokenLogprob, ToolCallDelta, Usage
+from verger.api.answer import Delta, Outcome, Piece, TokenLogprob, ToolCallDelta, Usage
 from verger.api.chat_response import AnswerHead, ChatChunkEncoder, encode_completion
 from verger.formats.harmony.events import Finish
 
@@ -25,7 +25,7 @@ def chunk(encoded: bytes) -> dict[str, Any]:
 
 
 def completion(*pieces: Delta | Outcome) -> dict[str, Any]:
-    encoded = encode_completion(HEAD, pieces)
+    encoded = encode_completion(HEAD, [(0, piece) for piece in pieces])
     ChatCompletion.model_validate_json(encoded, strict=True)
     decoded: dict[str, Any] = json.loads(encoded)
     return decoded
@@ -34,10 +34,10 @@ def completion(*pieces: Delta | Outcome) -> dict[str, Any]:
 def test_every_chunk_repeats_the_head() -> None:
     encoder = ChatChunkEncoder(HEAD, include_usage=True)
     chunks = [
-        encoder.first(),
+        encoder.first(0),
         encoder.heartbeat(),
-        encoder.delta(Delta(content="x")),
-        encoder.finish(Finish.STOP),
+        encoder.delta(0, Delta(content="x")),
+        encoder.finish(0, Finish.STOP),
         encoder.usage(USAGE),
     ]
     for encoded in chunks:
@@ -76,7 +76,7 @@ def test_every_chunk_repeats_the_head() -> None:
     ],
 )
 def test_a_chunk_carries_only_what_was_added(delta: Delta, expected: dict[str, Any]) -> None:
-    (choice,) = chunk(ChatChunkEncoder(HEAD, include_usage=False).delta(delta))["choices"]
+    (choice,) = chunk(ChatChunkEncoder(HEAD, include_usage=False).delta(0, delta))["choices"]
 
     assert choice == {"index": 0, "delta": expected, "logprobs": None, "finish_reason": None}
 
@@ -85,8 +85,8 @@ def test_usage_is_null_in_all_chunks_but_the_last() -> None:
     asked = ChatChunkEncoder(HEAD, include_usage=True)
     last = chunk(asked.usage(USAGE))
 
-    assert chunk(asked.first())["usage"] is None
-    assert "usage" not in chunk(ChatChunkEncoder(HEAD, include_usage=False).first())
+    assert chunk(asked.first(0))["usage"] is None
+    assert "usage" not in chunk(ChatChunkEncoder(HEAD, include_usage=False).first(0))
     assert last["choices"] == []
     assert last["usage"] == {
         "prompt_tokens": 10,
@@ -95,6 +95,15 @@ def test_usage_is_null_in_all_chunks_but_the_last() -> None:
         "prompt_tokens_details": {"cached_tokens": 4},
         "completion_tokens_details": {"reasoning_tokens": 3},
     }
+
+
+def test_a_heartbeat_is_of_a_choice_that_has_not_finished() -> None:
+    encoder = ChatChunkEncoder(HEAD, include_usage=False)
+    encoder.first(0)
+    encoder.first(1)
+    assert chunk(encoder.heartbeat())["choices"][0]["index"] == 0
+    encoder.finish(0, Finish.STOP)
+    assert chunk(encoder.heartbeat())["choices"][0]["index"] == 1
 
 
 def test_a_completion_is_the_sum_of_its_deltas() -> None:
@@ -129,3 +138,20 @@ def test_an_empty_answer_is_an_empty_string() -> None:
     (choice,) = completion(Outcome(Finish.STOP, USAGE))["choices"]
 
     assert choice["message"] == {"role": "assistant", "content": "", "refusal": None}
+
+
+def test_choices_stand_in_order_and_the_prompt_counts_once() -> None:
+    pieces: list[Piece] = [
+        (1, Delta(content="one")),
+        (0, Delta(content="zero")),
+        (1, Outcome(Finish.STOP, USAGE)),
+        (0, Outcome(Finish.LENGTH, USAGE)),
+    ]
+    answer = json.loads(encode_completion(HEAD, pieces))
+
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ["zero", "one"]
+    assert [choice["finish_reason"] for choice in answer["choices"]] == ["length", "stop"]
+    assert answer["usage"]["prompt_tokens"] == USAGE.prompt_tokens
+    assert answer["usage"]["completion_tokens"] == 2 * USAGE.completion_tokens
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == USAGE.cached_tokens

@@ -3,6 +3,8 @@
 Made by `answer_reader`, read by `chat_response`. Must not know token ids, channels or JSON.
 """
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 from verger.formats.harmony.events import Finish
@@ -62,3 +64,17 @@ class Outcome(Struct, frozen=True):
 
     finish: Finish
     usage: Usage
+
+
+Piece = tuple[int, Delta | Outcome]
+"""The choice that it belongs to, and what a step added to it or how it ended."""
+
+
+def total_usage(usages: Sequence[Usage]) -> Usage:
+    """What the choices of one request used together: their common prompt counts once."""
+    return Usage(
+        prompt_tokens=usages[0].prompt_tokens,
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cached_tokens=max(usage.cached_tokens for usage in usages),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+    )

@@ -69,6 +69,8 @@ class AnswerReader:
         self._vocabulary = vocabulary
         self._parser = HarmonyParser(vocabulary, tool_names)
         self._stop = StopStrings(stop)
+        self._is_stepwise = bool(stop)
+        """Ids behind a stop string are not counted, however many came in one event."""
         self._stop_ids = frozenset(vocabulary.special(stop.value) for stop in STOPS)
         self._new_call_id = new_call_id
         self._sampled: list[tuple[int, Logprob]] = []
@@ -78,18 +80,19 @@ class AnswerReader:
         self._held_logprobs: deque[tuple[int, TokenLogprob]] = deque()
 
     def feed(self, ids: Sequence[int], logprobs: Sequence[Logprob]) -> Delta:
-        """What the step added; `logprobs` is parallel to `ids`, or empty."""
-        self.completion_tokens += len(ids)
-        pieces = _Pieces()
+        """What was added; `logprobs` is parallel to `ids`, or empty."""
         if logprobs:
             self._sampled.extend(zip(ids, logprobs, strict=True))
-            for token_id in ids:
-                # One at a time, so that each piece of text belongs to one token.
-                self._take(self._parser.feed([token_id]), pieces)
-        else:
-            self._take(self._parser.feed(ids), pieces)
-        is_ended_by_engine = ids[-1] in self._stop_ids
-        self.is_over = not is_ended_by_engine and (self._stop.is_found or self._parser.is_done)
+        pieces = _Pieces()
+        # One at a time where a piece of text must be known to belong to one token.
+        batches = [[token_id] for token_id in ids] if self._is_stepwise or logprobs else [ids]
+        for batch in batches:
+            self.completion_tokens += len(batch)
+            self._take(self._parser.feed(batch), pieces)
+            is_ended_by_engine = batch[-1] in self._stop_ids
+            self.is_over = not is_ended_by_engine and (self._stop.is_found or self._parser.is_done)
+            if self._stop.is_found:
+                break
         return pieces.delta(self._shown_logprobs())
 
     def close(self, reason: FinishReason) -> Ending:

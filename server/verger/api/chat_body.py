@@ -19,18 +19,20 @@ MAX_TOOL_CALLS = 128
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 1_024
 MAX_LOGIT_BIASES = 1_024
+MAX_CHOICES = 8
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 HARMLESS = frozenset(
     {
         "metadata",
         "parallel_tool_calls",  # gpt-oss makes one call per answer, whatever is asked.
+        "prediction",  # Would make the same answer come sooner.
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
-        "service_tier",
-        "store",
+        "service_tier",  # There is one tier.
+        "store",  # Nothing is stored, and the answer does not depend on it.
         "user",
     }
 )
@@ -39,19 +41,21 @@ HARMLESS = frozenset(
 LIMITED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "function_call": (),
-    "functions": (),
+    "functions": (),  # Deprecated for tools; their answers have a shape of their own.
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
-    "prediction": (),
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
+    # gpt-oss was trained with a dial for its reasoning and none for the length of its answers; a
+    # sentence in the prompt would be our invention, and ignoring "low" would break a promise.
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 """Would change the answer: only null and these values are implemented, others are refused."""
 
 Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
+FunctionName = Annotated[str, Meta(min_length=1, max_length=128)]
+"""Of a call that was made, whatever its tool is called today."""
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Positive = Annotated[int, Meta(ge=1, le=INT64_MAX)]
@@ -84,7 +88,7 @@ Content = str | Annotated[list[Part], Meta(min_length=1, max_length=MAX_PARTS)]
 
 
 class FunctionCall(Struct, frozen=True):
-    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    name: FunctionName
     arguments: str
 
 
@@ -110,8 +114,18 @@ class ToolMessage(Struct, frozen=True, tag_field="role", tag="tool"):
     tool_call_id: CallId
 
 
+class FunctionMessage(Struct, frozen=True, tag_field="role", tag="function"):
+    """What tool messages were before calls had ids: the result of the last call of `name`."""
+
+    name: FunctionName
+    content: Content | None
+
+
 class AssistantMessage(Struct, frozen=True, tag_field="role", tag="assistant"):
-    """Clients send the reasoning back under one of three names, or not at all."""
+    """Clients send the reasoning back under one of three names, or not at all.
+
+    `function_call` is what `tool_calls` were before a message could hold several.
+    """
 
     content: Content | None = None
     refusal: str | None = None
@@ -119,10 +133,17 @@ class AssistantMessage(Struct, frozen=True, tag_field="role", tag="assistant"):
     reasoning_content: str | None = None
     thinking: str | None = None
     tool_calls: Annotated[list[MessageToolCall], Meta(max_length=MAX_TOOL_CALLS)] | None = None
-    function_call: object = None
+    function_call: FunctionCall | None = None
 
 
-ChatMessage = SystemMessage | DeveloperMessage | UserMessage | ToolMessage | AssistantMessage
+ChatMessage = (
+    SystemMessage
+    | DeveloperMessage
+    | UserMessage
+    | AssistantMessage
+    | ToolMessage
+    | FunctionMessage
+)
 
 
 class FunctionTool(Struct, frozen=True):
@@ -141,12 +162,13 @@ class StreamOptions(Struct, frozen=True):
 
 
 class ChatBody(Struct, frozen=True):
-    """Every parameter that is honoured."""
+    """Every parameter that is honoured, and `tool_choice`, which is limited."""
 
     model: str
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -171,4 +193,4 @@ class ChatBody(Struct, frozen=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
-HONOURED = frozenset(ChatBody.__struct_fields__)
+HONOURED = frozenset(ChatBody.__struct_fields__) - LIMITED.keys()

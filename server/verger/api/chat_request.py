@@ -38,7 +38,9 @@ class ChatRequest(Struct, frozen=True):
     unknown_parameters: tuple[str, ...] = ()
 
 
-def parse_chat_request(body: bytes, defaults: Sampling, vocabulary_size: int) -> ChatRequest:
+def parse_chat_request(
+    body: bytes, defaults: Sampling, vocabulary_size: int, max_choices: int = wire.MAX_CHOICES
+) -> ChatRequest:
     """Parse a body; `defaults` fill the sampling parameters that it does not name."""
     decoded = decode_object(body)
     _refuse_unimplemented(decoded)
@@ -50,6 +52,7 @@ def parse_chat_request(body: bytes, defaults: Sampling, vocabulary_size: int) ->
         turn=TurnRequest(
             conversation=_conversation(parsed),
             sampling=_sampling(parsed, defaults, vocabulary_size),
+            choices=_choices(parsed, max_choices),
             max_tokens=_max_tokens(parsed),
             stop=_stop(parsed.stop),
             logprobs=_logprobs(parsed),
@@ -102,7 +105,9 @@ def _tools(declared: Sequence[wire.ChatTool]) -> tuple[Tool, ...]:
 
 
 def _messages(sent: Sequence[wire.ChatMessage]) -> tuple[Message, ...]:
-    calls: set[str] = set()
+    call_ids: set[str] = set()
+    last_call_ids: dict[str, str] = {}
+    """By the name of what was called."""
     messages: list[Message] = []
     for index, message in enumerate(sent):
         param = f"messages.{index}"
@@ -114,17 +119,20 @@ def _messages(sent: Sequence[wire.ChatMessage]) -> tuple[Message, ...]:
             case wire.UserMessage(content=content):
                 messages.append(Message(Role.USER, _text(content, param)))
             case wire.ToolMessage():
-                messages.append(_tool_result(message, calls, param))
+                messages.append(_tool_result(message, call_ids, param))
+            case wire.FunctionMessage():
+                messages.append(_function_result(message, last_call_ids, param))
             case wire.AssistantMessage():
                 messages.append(_assistant(message, param))
-                calls.update(call.id for call in messages[-1].tool_calls)
+                call_ids.update(call.id for call in messages[-1].tool_calls)
+                last_call_ids.update((call.name, call.id) for call in messages[-1].tool_calls)
             case _:
                 assert_never(message)
     return tuple(messages)
 
 
-def _tool_result(message: wire.ToolMessage, calls: set[str], param: str) -> Message:
-    if message.tool_call_id not in calls:
+def _tool_result(message: wire.ToolMessage, call_ids: set[str], param: str) -> Message:
+    if message.tool_call_id not in call_ids:
         raise InvalidRequest(
             f"No preceding assistant message has a tool call with the id '{message.tool_call_id}'.",
             param=f"{param}.tool_call_id",
@@ -133,22 +141,42 @@ def _tool_result(message: wire.ToolMessage, calls: set[str], param: str) -> Mess
     return Message(Role.TOOL, content, tool_call_id=message.tool_call_id)
 
 
-def _assistant(message: wire.AssistantMessage, param: str) -> Message:
-    if message.function_call is not None:
-        raise UnsupportedParameter(
-            "'function_call' is not supported; send 'tool_calls' instead.",
-            param=f"{param}.function_call",
+def _function_result(
+    message: wire.FunctionMessage, last_call_ids: dict[str, str], param: str
+) -> Message:
+    call_id = last_call_ids.get(message.name)
+    if call_id is None:
+        raise InvalidRequest(
+            f"No preceding assistant message calls '{message.name}'.", param=f"{param}.name"
         )
+    content = "" if message.content is None else _text(message.content, param)
+    return Message(Role.TOOL, content, tool_call_id=call_id)
+
+
+def _assistant(message: wire.AssistantMessage, param: str) -> Message:
     content = "" if message.content is None else _text(message.content, param)
     return Message(
         Role.ASSISTANT,
         content or message.refusal or "",
         reasoning=message.reasoning or message.reasoning_content or message.thinking or "",
-        tool_calls=tuple(
-            ToolCall(call.id, call.function.name, call.function.arguments)
-            for call in message.tool_calls or ()
-        ),
+        tool_calls=_calls(message, param),
     )
+
+
+def _calls(message: wire.AssistantMessage, param: str) -> tuple[ToolCall, ...]:
+    calls = [
+        ToolCall(call.id, call.function.name, call.function.arguments)
+        for call in message.tool_calls or ()
+    ]
+    if legacy := message.function_call:
+        if calls:
+            raise InvalidRequest(
+                "A message has 'tool_calls' or a 'function_call', not both.",
+                param=f"{param}.function_call",
+            )
+        # Its place in the conversation is as good as the id that it never had.
+        calls.append(ToolCall(f"{param}.function_call", legacy.name, legacy.arguments))
+    return tuple(calls)
 
 
 def _text(content: wire.Content, param: str) -> str:
@@ -187,6 +215,16 @@ def _sampling(parsed: wire.ChatBody, defaults: Sampling, vocabulary_size: int) -
     if named.get("top_k") == -1:
         named["top_k"] = 0
     return msgspec.structs.replace(defaults, **named)
+
+
+def _choices(parsed: wire.ChatBody, max_choices: int) -> int:
+    choices = 1 if parsed.n is None else parsed.n
+    if choices > max_choices:
+        raise InvalidRequest(
+            f"'n' is {choices}, but this server generates only {max_choices} answers at once.",
+            param="n",
+        )
+    return choices
 
 
 def _max_tokens(parsed: wire.ChatBody) -> int | None:

@@ -10,7 +10,15 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from verger.api.answer import Delta, Outcome, TokenLogprob, ToolCallDelta, Usage
+from verger.api.answer import (
+    Delta,
+    Outcome,
+    Piece,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+    total_usage,
+)
 from verger.formats.harmony.events import Finish
 
 _encode = msgspec.json.Encoder().encode
@@ -66,7 +74,7 @@ class ChunkDelta(Struct, frozen=True):
 
 
 class ChunkChoice(Struct, frozen=True, kw_only=True):
-    index: int = 0
+    index: int
     delta: ChunkDelta
     logprobs: ChatLogprobs | None
     finish_reason: Finish | None
@@ -97,7 +105,7 @@ class ChatMessage(Struct, frozen=True, kw_only=True):
 
 
 class ChatChoice(Struct, frozen=True, kw_only=True):
-    index: int = 0
+    index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: Finish
@@ -114,33 +122,36 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
 
 
 class ChatChunkEncoder:
-    """The chunks of one streamed answer, in the order of the methods."""
+    """The chunks of one streamed answer; those of each choice in the order of the methods."""
 
     def __init__(self, head: AnswerHead, include_usage: bool) -> None:
         self._head = head
         # With include_usage every chunk has the field, null in all but the last.
         self._no_usage: None | UnsetType = None if include_usage else UNSET
+        self._open_choices: set[int] = set()
 
-    def first(self) -> bytes:
+    def first(self, choice: int) -> bytes:
         """Says who speaks."""
-        return self._chunk(ChunkDelta(role="assistant", content=""))
+        self._open_choices.add(choice)
+        return self._chunk(choice, ChunkDelta(role="assistant", content=""))
 
     def heartbeat(self) -> bytes:
-        """Adds nothing; keeps clients waiting that would give up on a silent stream."""
-        return self._chunk(ChunkDelta())
+        """Adds nothing to a choice that is still open; for clients that give up on silence."""
+        return self._chunk(min(self._open_choices, default=0), ChunkDelta())
 
-    def delta(self, delta: Delta) -> bytes:
+    def delta(self, choice: int, delta: Delta) -> bytes:
         """Content, reasoning and pieces of tool calls."""
         chunk_delta = ChunkDelta(
             content=delta.content or UNSET,
             reasoning=delta.reasoning or UNSET,
             tool_calls=[_delta_tool_call(call) for call in delta.tool_calls] or UNSET,
         )
-        return self._chunk(chunk_delta, logprobs=_logprobs(delta.logprobs))
+        return self._chunk(choice, chunk_delta, logprobs=_logprobs(delta.logprobs))
 
-    def finish(self, finish: Finish) -> bytes:
-        """Says why the answer ended."""
-        return self._chunk(ChunkDelta(), finish_reason=finish)
+    def finish(self, choice: int, finish: Finish) -> bytes:
+        """Says why the choice ended."""
+        self._open_choices.discard(choice)
+        return self._chunk(choice, ChunkDelta(), finish_reason=finish)
 
     def usage(self, usage: Usage) -> bytes:
         """The trailing chunk that `include_usage` asks for."""
@@ -148,12 +159,15 @@ class ChatChunkEncoder:
 
     def _chunk(
         self,
+        choice: int,
         delta: ChunkDelta,
         finish_reason: Finish | None = None,
         logprobs: ChatLogprobs | None = None,
     ) -> bytes:
-        choice = ChunkChoice(delta=delta, logprobs=logprobs, finish_reason=finish_reason)
-        return self._encode((choice,), self._no_usage)
+        changed = ChunkChoice(
+            index=choice, delta=delta, logprobs=logprobs, finish_reason=finish_reason
+        )
+        return self._encode((changed,), self._no_usage)
 
     def _encode(self, choices: Sequence[ChunkChoice], usage: ChatUsage | None | UnsetType) -> bytes:
         head = self._head
@@ -168,25 +182,34 @@ class ChatChunkEncoder:
         return _encode(chunk)
 
 
-def encode_completion(head: AnswerHead, pieces: Sequence[Delta | Outcome]) -> bytes:
-    """The whole answer as one object; the last piece is its outcome."""
-    *_, outcome = pieces
-    assert isinstance(outcome, Outcome)
-    deltas = [piece for piece in pieces if isinstance(piece, Delta)]
-    choice = ChatChoice(
-        message=_message(deltas),
-        finish_reason=outcome.finish,
-        logprobs=_logprobs([logprob for delta in deltas for logprob in delta.logprobs]),
-    )
+def encode_completion(head: AnswerHead, pieces: Sequence[Piece]) -> bytes:
+    """The whole answer as one object; the last piece of each choice is its outcome."""
+    pieces_by_choice: dict[int, list[Delta | Outcome]] = {}
+    for index, piece in pieces:
+        pieces_by_choice.setdefault(index, []).append(piece)
     return _encode(
         ChatCompletion(
             id=head.id,
             created=head.created,
             model=head.model,
             system_fingerprint=head.system_fingerprint,
-            choices=[choice],
-            usage=_usage(outcome.usage),
+            choices=[_choice(*choice) for choice in sorted(pieces_by_choice.items())],
+            usage=_usage(
+                total_usage([piece.usage for _, piece in pieces if isinstance(piece, Outcome)])
+            ),
         )
+    )
+
+
+def _choice(index: int, pieces: Sequence[Delta | Outcome]) -> ChatChoice:
+    *_, outcome = pieces
+    assert isinstance(outcome, Outcome)
+    deltas = [piece for piece in pieces if isinstance(piece, Delta)]
+    return ChatChoice(
+        index=index,
+        message=_message(deltas),
+        finish_reason=outcome.finish,
+        logprobs=_logprobs([logprob for delta in deltas for logprob in delta.logprobs]),
     )
 
 

@@ -10,10 +10,12 @@ from verger.messages import Sampling
 
 
 class TurnRequest(Struct, frozen=True):
-    """One answer to generate. The conversation's date is not pinned yet."""
+    """One answer to generate, or several. The conversation's date is not pinned yet."""
 
     conversation: Conversation
     sampling: Sampling
+    choices: int = 1
+    """How many answers, each sampled for itself."""
     max_tokens: int | None = None
     """None: up to the end of the context."""
     stop: tuple[str, ...] = ()

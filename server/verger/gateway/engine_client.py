@@ -144,7 +144,12 @@ class EngineClient:
             yield generations
         finally:
             for generation in generations:
-                self._cancel(generation.request_id)
+                self.cancel(generation.request_id)
+
+    def cancel(self, request_id: int) -> None:
+        """Let the engine stop a request, if it still works on it; nothing more will come of it."""
+        if self._pending.pop(request_id, None) is not None:
+            self._supervisor.send(Cancel(request_id))
 
     def _register(self, submit: Submit, choices: int) -> tuple[Generation, ...]:
         assert submit.prompt
@@ -162,10 +167,6 @@ class EngineClient:
         self._pending.update(generations)
         self._supervisor.send(submit)
         return tuple(generations.values())
-
-    def _cancel(self, request_id: int) -> None:
-        if self._pending.pop(request_id, None) is not None:
-            self._supervisor.send(Cancel(request_id))
 
     def _dispatch(self, frame: FromEngine) -> None:
         """Called for every frame, by the one task that reads: never waits, ignores the departed."""
@@ -189,7 +190,7 @@ class EngineClient:
         if isinstance(event, Finished):
             del self._pending[event.request_id]
         elif generation.queued_events >= self._max_queued_events:
-            self._cancel(event.request_id)
+            self.cancel(event.request_id)
             generation.fail(Overloaded("The answer was not read for too long and was cancelled."))
             return
         generation.put(event)

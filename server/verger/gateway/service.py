@@ -49,6 +49,13 @@ class Service:
         served = f"{self.settings.model_id} {__version__}"
         self.system_fingerprint = f"fp_{hashlib.sha256(served.encode()).hexdigest()[:10]}"
 
+    @property
+    def context_tokens(self) -> int:
+        """What the catalogue and the running engine both allow."""
+        ready = self.engine.ready
+        configured = self.settings.context_tokens
+        return configured if ready is None else min(configured, ready.context_tokens)
+
     def pin_date(self, conversation: Conversation) -> Conversation:
         """The conversation with the date on which it was begun."""
         today = datetime.fromtimestamp(self.unix_s(), UTC).astimezone().date().isoformat()

@@ -44,9 +44,11 @@ class Heartbeat:
     Silent as well while `is_alive` is false: a hung engine must not look like a slow one.
     """
 
-    def __init__(self, frame: bytes, interval_s: float, is_alive: Callable[[], bool]) -> None:
+    def __init__(
+        self, new_frame: Callable[[], bytes], interval_s: float, is_alive: Callable[[], bool]
+    ) -> None:
         self.tick_s = interval_s / 2
-        self._frame = frame
+        self._new_frame = new_frame
         self._is_alive = is_alive
         self._is_quiet = False
 
@@ -57,7 +59,7 @@ class Heartbeat:
     def tick(self) -> bytes:
         """What to send now, possibly nothing."""
         is_due, self._is_quiet = self._is_quiet, True
-        return self._frame if is_due and self._is_alive() else b""
+        return self._new_frame() if is_due and self._is_alive() else b""
 
 
 def drain_streams() -> None:

@@ -1,62 +1,77 @@
 """One answer of the engine: rendered conversation → submission → deltas → outcome.
 
 Opened by every endpoint that generates; wire APIs differ only in what they make of the deltas.
-Must not know JSON or SSE. Leaving `open_turn` before the end cancels the generation.
+Must not know JSON or SSE. Leaving `open_turn` before the end cancels what still runs.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
-from verger.api.answer import Delta, Outcome, Usage
+from verger.api.answer import Outcome, Piece, Usage, total_usage
 from verger.api.answer_reader import AnswerReader, Ending
 from verger.api.turn_request import TurnRequest
 from verger.errors import ContextLengthExceeded, EngineUnavailable
 from verger.formats.harmony import Prompt
+from verger.formats.harmony.events import Repair
 from verger.formats.specials import STOPS
 from verger.gateway.edge import RequestRecord
 from verger.gateway.generation import Generation
+from verger.gateway.interleave import interleave
 from verger.gateway.service import Service
 from verger.messages import Finished, FinishReason, Progress, RowTokens, Submit
 
 
 @dataclass(slots=True)
 class Turn:
-    """A generation that runs, and the reader of what it samples."""
+    """Generations that run, one per choice, and the readers of what they sample."""
 
     prompt_tokens: int
-    generation: Generation
-    reader: AnswerReader
+    generations: tuple[Generation, ...]
+    readers: tuple[AnswerReader, ...]
     record: RequestRecord
     monotonic_s: Callable[[], float]
-    release: Callable[[], Awaitable[None]]
-    """Cancels the generation if it still runs."""
+    cancel: Callable[[int], None]
+    """Ends a generation, by its request id, if it still runs."""
+    _outcomes: list[Outcome] = field(default_factory=list)
+    _repairs: Counter[Repair] = field(default_factory=Counter)
 
-    async def pieces(self) -> AsyncGenerator[Delta | Outcome]:
-        """At most one delta per step, none of them empty, then the outcome.
+    @property
+    def choices(self) -> int:
+        """How many answers there will be."""
+        return len(self.generations)
 
-        Raises EngineUnavailable, Overloaded or ContextLengthExceeded if the generation fails.
+    def pieces(self) -> AsyncGenerator[Piece]:
+        """Per choice at most one delta per step, none of them empty, then the outcome.
+
+        Raises EngineUnavailable, Overloaded or ContextLengthExceeded if a generation fails.
         """
-        async for event in self.generation:
+        choices = [self._choice(index) for index in range(self.choices)]
+        return choices[0] if len(choices) == 1 else interleave(choices)
+
+    async def _choice(self, index: int) -> AsyncGenerator[Piece]:
+        generation, reader = self.generations[index], self.readers[index]
+        async for event in generation:
             match event:
                 case RowTokens():
-                    delta = self.reader.feed(event.ids, event.logprobs)
-                    if self.reader.is_over:
-                        await self.release()
+                    delta = reader.feed(event.ids, event.logprobs)
+                    if reader.is_over:
+                        self.cancel(generation.request_id)
                     if not delta.is_empty:
                         self._note_first_delta()
-                        yield delta
-                    if self.reader.is_over:
-                        yield self._outcome(self.reader.close(FinishReason.STOP), 0)
+                        yield index, delta
+                    if reader.is_over:
+                        yield index, self._outcome(reader, reader.close(FinishReason.STOP), 0)
                         return
                 case Finished(reason=FinishReason.CANCELLED):
                     raise EngineUnavailable("The engine gave the request up. Send it again.")
                 case Finished():
-                    ending = self.reader.close(event.reason)
+                    ending = reader.close(event.reason)
                     if not ending.delta.is_empty:
                         self._note_first_delta()
-                        yield ending.delta
-                    yield self._outcome(ending, event.cached_tokens)
+                        yield index, ending.delta
+                    yield index, self._outcome(reader, ending, event.cached_tokens)
                 case Progress():
                     pass
 
@@ -64,18 +79,27 @@ class Turn:
         if self.record.first_delta_s is None:
             self.record.first_delta_s = self.monotonic_s()
 
-    def _outcome(self, ending: Ending, cached_tokens: int) -> Outcome:
-        self.record.completion_tokens = self.reader.completion_tokens
-        self.record.cached_tokens = cached_tokens
-        self.record.finish = ending.finish.value
-        self.record.repairs = ",".join(repair.value for repair in ending.repairs) or None
+    def _outcome(self, reader: AnswerReader, ending: Ending, cached_tokens: int) -> Outcome:
         usage = Usage(
             prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.reader.completion_tokens,
+            completion_tokens=reader.completion_tokens,
             cached_tokens=cached_tokens,
             reasoning_tokens=ending.reasoning_tokens,
         )
-        return Outcome(ending.finish, usage)
+        outcome = Outcome(ending.finish, usage)
+        self._outcomes.append(outcome)
+        self._repairs += ending.repairs
+        if len(self._outcomes) == self.choices:
+            self._note_end()
+        return outcome
+
+    def _note_end(self) -> None:
+        """Only now is the record's `finish` set: before, a client that leaves has left early."""
+        usage = total_usage([outcome.usage for outcome in self._outcomes])
+        self.record.completion_tokens = usage.completion_tokens
+        self.record.cached_tokens = usage.cached_tokens
+        self.record.finish = ",".join(outcome.finish.value for outcome in self._outcomes)
+        self.record.repairs = ",".join(repair.value for repair in self._repairs) or None
 
 
 @asynccontextmanager
@@ -85,25 +109,28 @@ async def open_turn(
     """Submit the prompt; raises ContextLengthExceeded, EngineUnavailable or Overloaded."""
     submit = _submission(service, request, prompt)
     record.prompt_tokens = len(prompt.ids)
-    async with AsyncExitStack() as stack:
-        generation = await stack.enter_async_context(service.engine.generate(submit))
+    async with service.engine.generate_choices(submit, request.choices) as generations:
         yield Turn(
             prompt_tokens=len(prompt.ids),
-            generation=generation,
-            reader=AnswerReader(
-                service.vocabulary,
-                tool_names=[tool.name for tool in request.conversation.tools],
-                stop=request.stop,
-                new_call_id=lambda: f"call_{service.new_id()}",
-            ),
+            generations=generations,
+            readers=tuple(_reader(service, request) for _ in generations),
             record=record,
             monotonic_s=service.monotonic_s,
-            release=stack.aclose,
+            cancel=service.engine.cancel,
         )
 
 
+def _reader(service: Service, request: TurnRequest) -> AnswerReader:
+    return AnswerReader(
+        service.vocabulary,
+        tool_names=[tool.name for tool in request.conversation.tools],
+        stop=request.stop,
+        new_call_id=lambda: f"call_{service.new_id()}",
+    )
+
+
 def _submission(service: Service, request: TurnRequest, prompt: Prompt) -> Submit:
-    prompt_tokens, context_tokens = len(prompt.ids), service.settings.context_tokens
+    prompt_tokens, context_tokens = len(prompt.ids), service.context_tokens
     room_tokens = context_tokens - prompt_tokens
     if room_tokens < 1:
         raise ContextLengthExceeded(context_tokens, prompt_tokens)

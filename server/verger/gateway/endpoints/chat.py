@@ -13,7 +13,8 @@ from typing import TypeVar
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from verger.api.answer import Delta
+from verger.api.answer import Delta, Usage, total_usage
+from verger.api.chat_body import MAX_CHOICES
 from verger.api.chat_request import ChatRequest, parse_chat_request
 from verger.api.chat_response import AnswerHead, ChatChunkEncoder, encode_completion
 from verger.api.models import resolve_model
@@ -53,9 +54,11 @@ class ChatCompletions:
 
     async def _prepare(self, body: bytes, record: RequestRecord) -> tuple[ChatRequest, Prompt]:
         service, settings = self._service, self._service.settings
+        vocabulary_size, max_choices = service.vocabulary.size, min(MAX_CHOICES, settings.max_rows)
         is_long = len(body) > MAX_INLINE_BYTES
         request = await _run(
-            lambda: parse_chat_request(body, settings.sampling, service.vocabulary.size), is_long
+            lambda: parse_chat_request(body, settings.sampling, vocabulary_size, max_choices),
+            is_long,
         )
         record.model = resolve_model(request.model, settings.model_id, settings.aliases)
         service.note_unknown_parameters(request.unknown_parameters)
@@ -71,7 +74,7 @@ class ChatCompletions:
     def _stream(self, turn: Turn, headers: Mapping[str, str], include_usage: bool) -> EventStream:
         encoder = ChatChunkEncoder(self._head(), include_usage)
         heartbeat = Heartbeat(
-            data_frame(encoder.heartbeat()),
+            lambda: data_frame(encoder.heartbeat()),
             self._service.settings.heartbeat_s,
             EngineVitals(self._service.engine, self._service.monotonic_s).is_alive,
         )
@@ -99,15 +102,18 @@ class ChatCompletions:
 async def _frames(
     turn: Turn, encoder: ChatChunkEncoder, include_usage: bool
 ) -> AsyncGenerator[bytes]:
-    yield data_frame(encoder.first())
+    for choice in range(turn.choices):
+        yield data_frame(encoder.first(choice))
+    usages: list[Usage] = []
     async with aclosing(turn.pieces()) as pieces:
-        async for piece in pieces:
+        async for choice, piece in pieces:
             if isinstance(piece, Delta):
-                yield data_frame(encoder.delta(piece))
+                yield data_frame(encoder.delta(choice, piece))
             else:
-                yield data_frame(encoder.finish(piece.finish))
-                if include_usage:
-                    yield data_frame(encoder.usage(piece.usage))
+                usages.append(piece.usage)
+                yield data_frame(encoder.finish(choice, piece.finish))
+    if include_usage:
+        yield data_frame(encoder.usage(total_usage(usages)))
     yield DONE
 
 

@@ -11,18 +11,21 @@ class Models:
     """The two routes."""
 
     def __init__(self, service: Service) -> None:
-        self._aliases = service.settings.aliases
-        self._card = ModelCard(
-            id=service.settings.model_id,
-            created=service.started_unix_s,
-            context_length=service.settings.context_tokens,
-        )
+        self._service = service
 
     async def list(self, request: Request) -> Response:
         """Aliases are not listed: they are names of models that are not here."""
-        return Response(encode_models([self._card]), media_type="application/json")
+        return Response(encode_models([self._card()]), media_type="application/json")
 
     async def get(self, request: Request) -> Response:
         """Raises ModelNotFound, which lists what there is."""
-        resolve_model(request.path_params["id"], self._card.id, self._aliases)
-        return Response(encode_model(self._card), media_type="application/json")
+        settings = self._service.settings
+        resolve_model(request.path_params["id"], settings.model_id, settings.aliases)
+        return Response(encode_model(self._card()), media_type="application/json")
+
+    def _card(self) -> ModelCard:
+        return ModelCard(
+            id=self._service.settings.model_id,
+            created=self._service.started_unix_s,
+            context_length=self._service.context_tokens,
+        )
