@@ -32,8 +32,8 @@ DEFAULT_ALIASES = {
     "openai/gpt-oss-120b": "gpt-oss-120b",
 }
 _PLANNED = ("engine.target_itl_ms", "engine.kv_gib", "spill", "providers")
-_OTHER_VARIABLES = ("VERGER_HOME", "VERGER_REQUIRE_ORACLE")
-"""Of ours, but no settings: the state folder, and what scripts/test tells the test suite."""
+_OTHER_VARIABLES = ("VERGER_HOME", "VERGER_REQUIRE_ORACLE", "VERGER_TEST_CACHE")
+"""Of ours, but no settings: the state folder, and what the test suite is told."""
 
 
 class ServerConfig(Struct, frozen=True):

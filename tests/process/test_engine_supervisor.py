@@ -14,6 +14,7 @@ from verger.gateway.engine_process import EngineProcess
 from verger.gateway.engine_supervisor import SILENCE_CHECKS
 from verger.messages import (
     MAX_FRAME_BYTES,
+    PROTOCOL_VERSION,
     Drain,
     Fatal,
     Finished,
@@ -189,8 +190,8 @@ async def test_a_permanent_failure_is_not_retried(world: World) -> None:
 async def test_an_engine_of_another_version_is_given_up(world: World) -> None:
     await world.client.start()
     engine = await world.engines.next()
-    engine.send(msgspec.structs.replace(READY, version=2))
-    with pytest.raises(EngineUnavailable, match="protocol version 2"):
+    engine.send(msgspec.structs.replace(READY, version=PROTOCOL_VERSION + 1))
+    with pytest.raises(EngineUnavailable, match=f"protocol version {PROTOCOL_VERSION + 1}"):
         await world.client.wait_ready(WAIT_S)
     assert engine.returncode == -9
 

@@ -1,23 +1,63 @@
-"""The wheel carries its data, and finds it when no checkout is near."""
+"""The wheel without its extras: what is in it, what it needs, and that its commands work.
 
+It is installed without a network: unpacked into an empty environment, and beside it copies of the
+libraries that it says it needs. `test_wheel_serves.py` has pip install it.
+"""
+
+import shutil
 import subprocess
-import sys
+import venv
 import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from packaging.requirements import Requirement
 
 pytestmark = pytest.mark.process
 
+MAX_INSTALLED_BYTES = 30_000_000
+
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return next(folder.glob("*.whl"))
+def site_packages(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel and what it needs, nothing else, in an environment of their own."""
+    environment = tmp_path_factory.mktemp("bare") / "an environment"
+    venv.create(environment, symlinks=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    (metadata,) = site.glob("verger-*.dist-info")
+    for needed in _needed(Distribution.at(metadata)):
+        for file in needed.files or ():
+            if ".." not in file.parts:  # Scripts lie outside.
+                (site / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(str(file.locate()), site / file)
+    return site
+
+
+def _needed(wanting: Distribution) -> Iterator[Distribution]:
+    """All that a distribution requires without any extra, directly or not, as installed here."""
+    seen: set[str] = set()
+    unseen = list(wanting.requires or ())
+    while unseen:
+        requirement = Requirement(unseen.pop())
+        is_wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if is_wanted and requirement.name not in seen:
+            seen.add(requirement.name)
+            yield (found := distribution(requirement.name))
+            unseen += found.requires or ()
+
+
+def run(site: Path, *arguments: str) -> str:
+    """What the environment's Python prints, started in a foreign folder."""
+    python = site.parents[2] / "bin" / "python"
+    done = subprocess.run(
+        [python, "-P", *arguments], cwd=site.parents[3], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_wheel_holds_models_launchd_and_no_tests(wheel: Path) -> None:
@@ -29,20 +69,37 @@ def test_the_wheel_holds_models_launchd_and_no_tests(wheel: Path) -> None:
     assert {name for name in top if not name.endswith(".dist-info")} == {"verger"}
 
 
-def test_an_installed_wheel_finds_its_own_data(wheel: Path, tmp_path: Path) -> None:
-    """Unpacked and put first on the path, as installing does; run from a foreign folder."""
-    site = tmp_path / "site packages"
-    zipfile.ZipFile(wheel).extractall(site)
+def test_the_installed_wheel_finds_its_own_data(site_packages: Path) -> None:
     program = (
-        f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "from verger import paths\n"
         "from verger.catalogue import load_catalogue\n"
         "print(paths.data_dir())\n"
         "print(*load_catalogue(paths.catalogue_dir()))"
     )
-    command = [sys.executable, "-P", "-c", program]
-    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines() == [
-        str(site / "verger" / "_data"),
+    assert run(site_packages, "-c", program).splitlines() == [
+        str(site_packages / "verger" / "_data"),
         "nano gpt-oss-20b gpt-oss-120b",
     ]
+
+
+@pytest.mark.parametrize("command", ["--help", "config", "models", "serve --help"])
+def test_the_commands_work_without_the_engine(site_packages: Path, command: str) -> None:
+    assert run(site_packages, "-m", "verger.cli.main", *command.split())
+
+
+def test_serving_without_the_engine_says_how_to_get_it(site_packages: Path) -> None:
+    done = subprocess.run(
+        [site_packages.parents[2] / "bin" / "python", "-m", "verger.cli.main", "serve"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3
+    assert "pip install 'verger[engine]'" in done.stderr
+
+
+def test_the_wheel_and_what_it_needs_are_small(site_packages: Path) -> None:
+    sizes: Counter[str] = Counter()
+    for path in site_packages.rglob("*"):
+        if path.is_file():
+            sizes[path.relative_to(site_packages).parts[0]] += path.stat().st_size
+    assert sizes.total() < MAX_INSTALLED_BYTES, sizes.most_common(6)

@@ -1,43 +1,170 @@
-"""The README names what can be set, and nothing else."""
+"""The README names what there is, and nothing else: each of its tables against the code."""
 
+import itertools
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import typer.main
+from starlette.routing import Route
 
+from tests.fakes import byte_tokenizer
+from verger import errors
+from verger.api import chat_body
+from verger.cli.main import app as cli
 from verger.config import EngineConfig, ServerConfig
-from verger.errors import EXIT_CANNOT_START, EXIT_USAGE
+from verger.formats.dates import PinnedDates
+from verger.formats.vocabulary import Vocabulary
+from verger.gateway.app import create_app
+from verger.gateway.engine_client import EngineClient
+from verger.gateway.service import Service
+from verger.gateway.settings import ServerSettings
+from verger.messages import PROTOCOL_VERSION, Hello
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "server" / "verger"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 STRUCTS: dict[str, type[msgspec.Struct]] = {"server": ServerConfig, "engine": EngineConfig}
+REMARK_COLUMN = 39
+"""Where the remarks of the annotated tree begin."""
+
+
+def rows_of(*heading: str) -> list[list[str]]:
+    """The cells of the README's only table with this heading."""
+    (table,) = re.findall(
+        rf"^\| {re.escape(' | '.join(heading))} .*\n\|[-|]+\n((?:\|.*\n)+)", README, re.M
+    )
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def quoted(cell: str) -> list[str]:
+    """What stands between backticks."""
+    return re.findall(r"`([^`]+)`", cell)
 
 
 def test_every_setting_stands_in_the_readme_with_its_default() -> None:
-    rows = set(re.findall(r"^\| `\[(\w+)\] (\w+)` \| `(\w+)` \|.*?\| `([^`]+)` \|", README, re.M))
-    expected = {
-        (section, field.name, f"VERGER_{section}_{field.name}".upper(), _toml(field.default))
+    settings = {
+        (f"[{section}] {field.name}", f"VERGER_{section}_{field.name}".upper(), field.default)
         for section, struct in STRUCTS.items()
         for field in msgspec.structs.fields(struct)
     }
-    assert rows == expected
+    rows = rows_of("`config.toml`")
+    written = {
+        (*quoted(key), *quoted(variable), json.loads(*quoted(default)))
+        for key, variable, _, default, _ in rows
+        if variable
+    }
+    assert written == settings
+    flags = {flag for row in rows for flag in quoted(row[2])}
+    assert flags <= set(_commands()["verger serve"])
 
 
-def test_the_exit_codes_stand_in_the_readme() -> None:
-    assert f"| {EXIT_USAGE} | wrong usage" in README
-    assert f"| {EXIT_CANNOT_START} | cannot start" in README
+def test_every_variable_of_the_readme_is_read() -> None:
+    source = "".join(path.read_text() for path in (PACKAGE / "paths.py", PACKAGE / "config.py"))
+    settings = {name for row in rows_of("`config.toml`") for name in quoted(row[1])}
+    for name in set(re.findall(r"VERGER_[A-Z_]*[A-Z]", README)) - settings:
+        assert f'"{name}"' in source
+
+
+def test_every_command_and_flag_stands_in_the_readme() -> None:
+    rows = rows_of("command", "flags")
+    written = {quoted(command)[0]: sorted(quoted(flags)) for command, flags, _ in rows}
+    assert written == {name: sorted(flags) for name, flags in _commands().items() if flags}
+
+
+def test_every_exit_code_stands_in_the_readme() -> None:
+    ours = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    written = {int(code) for code, _ in rows_of("exit code")}
+    assert written == {0, 1} | ours
+
+
+def test_every_route_stands_in_the_readme(tmp_path: Path) -> None:
+    routes = {
+        f"{method} {re.sub(':path', '', route.path)}"
+        for route in create_app(_service(tmp_path)).routes
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert {name for route, _ in rows_of("route") for name in quoted(route)} == routes
+
+
+def test_every_response_header_stands_in_the_readme() -> None:
+    sources = "".join(path.read_text() for path in (PACKAGE / "gateway").rglob("*.py"))
+    headers = set(re.findall(r"[\"'](x-[a-z-]+|retry-after)[\"']", sources))
+    assert {name for header, _ in rows_of("response header") for name in quoted(header)} == headers
+
+
+def test_every_error_code_stands_in_the_readme_with_its_status() -> None:
+    codes = {(error.code, error.status) for error in _leaves(errors.ReplyError)}
+    written = {(*quoted(code), int(status)) for code, status, _ in rows_of("code", "status")}
+    assert written == codes
+
+
+def test_every_parameter_stands_in_the_readme_with_what_becomes_of_it() -> None:
+    fates = dict.fromkeys(chat_body.HONOURED, "honoured")
+    fates |= dict.fromkeys(chat_body.HARMLESS, "harmless")
+    fates |= {name: _fate(values) for name, values in chat_body.LIMITED.items()}
+    written = [(name, fate) for names, fate, _ in rows_of("parameter") for name in quoted(names)]
+    assert sorted(written) == sorted(fates.items())
+
+
+def test_the_bounds_of_the_parameters_are_those_of_the_code() -> None:
+    what = {name: text for names, _, text in rows_of("parameter") for name in quoted(names)}
+    assert what["n"].startswith(f"1 to {chat_body.MAX_CHOICES},")
+    assert f"{chat_body.MAX_LOGIT_BIASES:,}" in what["logit_bias"]
 
 
 def test_the_paths_of_the_readme_exist() -> None:
-    """Those of a request's life, written as `folder/file.py`."""
-    root = Path(__file__).parents[2]
-    places = {name for name in re.findall(r"`([a-z_/]+\.py)`", README) if "/" in name}
-    missing = {
-        name
-        for name in places
-        if not (root / name).is_file() and not (root / "server/verger" / name).is_file()
-    }
-    assert not missing
+    """Those of a request's life, written as `folder/file.py`, and those of the tree."""
+    written = {name for name in re.findall(r"`([a-z_/]+\.py)`", README) if "/" in name}
+    for name in written:
+        assert (ROOT / name).is_file() or (PACKAGE / name).is_file(), name
+    for path in _places_of_the_tree():
+        assert path.exists() or any(path.parent.glob(f"{path.name}*.py")), path
 
 
-def _toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+def _commands() -> dict[str, list[str]]:
+    """Command → its flags, except --help."""
+    commands: dict[str, list[str]] = {}
+    unseen = [("verger", typer.main.get_command(cli))]
+    while unseen:
+        name, command = unseen.pop()
+        commands[name] = [flag for parameter in command.params for flag in parameter.opts]
+        children = getattr(command, "commands", {})
+        unseen += [(f"{name} {child}", children[child]) for child in children]
+    return commands
+
+
+def _service(folder: Path) -> Service:
+    settings = ServerSettings("m", folder, context_tokens=1)
+    engine = EngineClient(["never started"], Hello(PROTOCOL_VERSION, 0))
+    vocabulary = Vocabulary.from_file_bytes(byte_tokenizer().to_str().encode())
+    return Service(settings, vocabulary, engine, PinnedDates())
+
+
+def _leaves(error: type[errors.ReplyError]) -> Iterator[type[errors.ReplyError]]:
+    """The errors that are raised; the others only group them."""
+    children = error.__subclasses__()
+    yield from itertools.chain.from_iterable(map(_leaves, children)) if children else [error]
+
+
+def _fate(values: tuple[object, ...]) -> str:
+    written = ", ".join(f"`{msgspec.json.encode(value).decode()}`" for value in values)
+    return f"only {written}" if values else "refused"
+
+
+def _places_of_the_tree() -> Iterator[Path]:
+    """Two spaces of indentation are one folder; names after a folder's stand in it."""
+    (tree,) = re.findall(r"## The tree\n\n```\n(.*?)```", README, re.S)
+    parents = [ROOT]
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = line[:REMARK_COLUMN].split()
+        parent = parents[depth]
+        if names[0].endswith("/"):
+            parent /= names.pop(0)
+            yield parent
+            parents[depth + 1 :] = [parent]
+        yield from (parent / name for name in names)

@@ -43,7 +43,7 @@ def serve(
         "engine.max_rows": max_rows,
     }
     loaded = load_config(flags, file=config)
-    if fake is None and not has_engine():
+    if not has_engine():
         raise StartupError(
             "the engine is not installed: run scripts/serve, or pip install 'verger[engine]'"
         )
