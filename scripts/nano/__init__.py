@@ -1,0 +1,1 @@
+"""Training tools of the embedded model nano; nothing in the package imports them."""
