@@ -53,7 +53,7 @@ def random_gpt_oss_20b(layers: int, width: int) -> GptOss:
     )
     model = Model(args)
     model.set_dtype(mx.bfloat16)
-    nn.quantize(model, class_predicate=_recipe)
+    nn.quantize(model, class_predicate=recipe)
     # One at a time: all of them unquantised would need 40 GB.
     tree_map(mx.eval, model.parameters())
     if mx.default_device() == mx.Device(mx.cpu):
@@ -61,7 +61,8 @@ def random_gpt_oss_20b(layers: int, width: int) -> GptOss:
     return describe(model, context_tokens=131_072)
 
 
-def _recipe(path: str, module: nn.Module) -> bool | dict[str, object]:
+def recipe(path: str, module: nn.Module) -> bool | dict[str, object]:
+    """Experts MXFP4, the rest 8 bit: how the published models are quantised."""
     if not hasattr(module, "to_quantized"):
         return False
     if "experts" in path:

@@ -124,6 +124,7 @@ async def test_errors_become_the_right_exceptions(mortal: Served) -> None:
     assert (dead.value.status_code, dead.value.code) == (503, "engine_unavailable")
 
 
+@pytest.mark.slow
 async def test_a_503_is_retried_until_the_engine_is_there(tmp_path: Path) -> None:
     """The SDK waits for as long as the reply told it to: two seconds."""
     statuses: list[int] = []

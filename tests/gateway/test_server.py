@@ -83,7 +83,7 @@ def running_stream(url: str, content: str) -> Iterator[Iterator[str]]:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_signal_lets_the_running_answer_finish_and_exits_0(tmp_path: Path, name: str) -> None:
     with server_process(tmp_path) as (process, url):
         with running_stream(url, "slow") as lines:

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.gpt_oss import Model, ModelArgs
 
+from scripts.real_size import ROPE, recipe
 from verger.engine.device.model import GptOss, describe
 from verger.engine.device.runner import MlxRunner
 from verger.engine.device.sampling import Sampler
@@ -18,14 +19,6 @@ from verger.engine.scheduler import Scheduler
 from verger.messages import Finished, FromEngine, Hello, Logprob, RowTokens, Submit, Tokens
 
 HELLO = Hello(version=1, message_id=1, special_ids=[0, 1, 2])
-ROPE = {
-    "rope_type": "yarn",
-    "factor": 32.0,
-    "original_max_position_embeddings": 4096,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "truncate": False,
-}
 
 
 def random_gpt_oss(seed: int, vocabulary_size: int = 512, width: int = 64) -> GptOss:
@@ -69,18 +62,9 @@ def real_proportions_gpt_oss(seed: int, layers: int = 2, width: int = 64) -> Gpt
         rope_scaling=ROPE,
     )
     model = Model(args)
-    nn.quantize(model, class_predicate=_recipe)
+    nn.quantize(model, class_predicate=recipe)
     mx.eval(model.parameters())
     return describe(model, context_tokens=131_072)
-
-
-def _recipe(path: str, module: nn.Module) -> bool | dict[str, object]:
-    """Experts MXFP4, the rest 8 bit: the recipe of the published models."""
-    if not hasattr(module, "to_quantized"):
-        return False
-    if "experts" in path:
-        return {"group_size": 32, "bits": 4, "mode": "mxfp4"}
-    return {"group_size": 64, "bits": 8}
 
 
 def runner_of(model: GptOss, max_rows: int = 16, sampler: Sampler | None = None) -> MlxRunner:

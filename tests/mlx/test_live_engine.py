@@ -111,12 +111,10 @@ async def one(engine: EngineClient, submit: Submit) -> tuple[RowTokens, Finished
     raise AssertionError("the generation ended without Finished")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
-    [
-        pytest.param(Sampling(temperature=0), marks=pytest.mark.slow),
-        Sampling(seed=7, top_p=0.95, frequency_penalty=0.3),
-    ],
+    [Sampling(temperature=0), Sampling(seed=7, top_p=0.95, frequency_penalty=0.3)],
     ids=["greedy", "sampled"],
 )
 def test_a_cold_forward_gives_the_log_probabilities_that_the_engine_reported(
