@@ -24,7 +24,7 @@ from enum import Enum
 
 from msgspec.structs import replace
 
-from verger.engine.steps import MAX_LAUNCHED_STEPS, Plan, Prefill, Sampled
+from verger.engine.steps import MAX_LAUNCHED_STEPS, Plan, Prefill, Sampled, has_penalties
 from verger.messages import (
     Finished,
     FinishReason,
@@ -33,7 +33,6 @@ from verger.messages import (
     Rejected,
     RejectReason,
     RowTokens,
-    Sampling,
     Submit,
     Tokens,
 )
@@ -85,7 +84,7 @@ class Sequence:
     @property
     def needs_tokens(self) -> bool:
         """Whether a step cannot be launched before this row's last token is known to the host."""
-        return self.submit.grammar is not None or _has_penalties(self.submit.sampling)
+        return self.submit.grammar is not None or has_penalties(self.submit.sampling)
 
     def start_decoding(self) -> None:
         """The prompt is computed, by this sequence or its leader, and a first token launched."""
@@ -337,14 +336,6 @@ class Scheduler:
 def _fork(submit: Submit, request_id: int, choice: int) -> Submit:
     sampling = replace(submit.sampling, choice=choice)
     return replace(submit, request_id=request_id, sampling=sampling, forks=[])
-
-
-def _has_penalties(sampling: Sampling) -> bool:
-    return (
-        sampling.frequency_penalty != 0.0
-        or sampling.presence_penalty != 0.0
-        or sampling.repetition_penalty != 1.0
-    )
 
 
 def _row_tokens(token: Sampled) -> RowTokens:

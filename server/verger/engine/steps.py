@@ -12,7 +12,7 @@ A runner belongs to one thread. Its life of a row, keyed by request id, never by
 from dataclasses import dataclass
 from typing import Protocol
 
-from verger.messages import Logprob, Submit
+from verger.messages import Logprob, Sampling, Submit
 
 MAX_LAUNCHED_STEPS = 2
 """How many plans may be launched and not yet collected."""
@@ -91,3 +91,12 @@ class Runner(Protocol):
 
     def memory(self) -> Memory:
         """The device's memory now; cheap, asked at most once a second."""
+
+
+def has_penalties(sampling: Sampling) -> bool:
+    """Whether the next token depends on those generated before, other than through the model."""
+    return (
+        sampling.frequency_penalty != 0
+        or sampling.presence_penalty != 0
+        or sampling.repetition_penalty != 1
+    )

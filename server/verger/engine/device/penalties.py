@@ -44,15 +44,6 @@ class PenalisedRow:
     counts: Counter[int]
 
 
-def has_penalties(sampling: Sampling) -> bool:
-    """Whether the next token depends on those generated before, other than through the model."""
-    return (
-        sampling.frequency_penalty != 0
-        or sampling.presence_penalty != 0
-        or sampling.repetition_penalty != 1
-    )
-
-
 def penalise(logits: mx.array, rows: Sequence[PenalisedRow]) -> mx.array:
     """Float32 logits (B, vocabulary) with the penalties of `rows` applied.
 

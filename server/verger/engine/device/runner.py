@@ -96,6 +96,7 @@ class MlxRunner:
 
     def open(self, submit: Submit) -> None:
         """Place the row; computes nothing."""
+        assert submit.grammar is None, "grammars are not implemented"
         room = min(len(submit.prompt) + HEADROOM_TOKENS, self.context_tokens)
         self._rows[submit.request_id] = Row(
             submit=submit,

@@ -30,10 +30,10 @@ from verger.engine.device.penalties import (
     Biases,
     ContentCounts,
     PenalisedRow,
-    has_penalties,
     penalise,
 )
 from verger.engine.device.selection import RowSubset, column
+from verger.engine.steps import has_penalties
 from verger.messages import Hello, Logprob, Sampling, Submit
 
 MIN_TEMPERATURE = 1e-5
