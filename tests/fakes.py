@@ -11,7 +11,17 @@ from pathlib import Path
 import msgspec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from verger.engine.steps import MAX_LAUNCHED_STEPS, Memory, Plan, Sampled
+from verger.engine.fake_kv import FakeKV
+from verger.engine.steps import (
+    MAX_LAUNCHED_STEPS,
+    Close,
+    Edit,
+    KVGeometry,
+    Memory,
+    Open,
+    Plan,
+    Sampled,
+)
 from verger.gateway.engine_process import EngineProcess
 from verger.messages import PROTOCOL_VERSION, FromEngine, Hello, Ready, Submit, ToEngine
 
@@ -36,6 +46,9 @@ READY = Ready(
     device="fake",
     load_s=0.0,
 )
+
+
+ECHO_KV = KVGeometry(token_bytes=32, sliding_token_bytes=8, window=16, max_rows=16)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -102,59 +115,61 @@ async def settle() -> None:
 class EchoRunner:
     """Implements `steps.Runner`: every row says its prompt over and over. Checks the contract."""
 
-    def __init__(self, context_tokens: int = 1000) -> None:
+    def __init__(
+        self, context_tokens: int = 1000, kv: KVGeometry = ECHO_KV, free_bytes: int = 1 << 30
+    ) -> None:
         self.context_tokens = context_tokens
         self.vocabulary_size = 1000
         self.device = "echo"
+        self.fingerprint = "echo"
+        self.step_s = 0.0
+        self.kv = kv
+        self.free_bytes = free_bytes
+        self.held = FakeKV(kv)
         self.open_rows: dict[int, Submit] = {}
         self.plans: list[Plan] = []
-        self._computed_tokens: dict[int, int] = {}
+        self._last_ids: dict[int, int] = {}
+        self._said: dict[int, int] = {}
         self._launched: deque[list[Sampled]] = deque()
 
-    def open(self, submit: Submit) -> None:
-        assert submit.request_id not in self.open_rows
-        self.open_rows[submit.request_id] = submit
-        self._computed_tokens[submit.request_id] = 0
+    def apply(self, edit: Edit) -> None:
+        self.held.apply(edit)
+        match edit:
+            case Open(submit=submit):
+                self.open_rows[submit.request_id] = submit
+                self._said[submit.request_id] = submit.resumed_tokens
+            case Close(request_id=request_id):
+                del self.open_rows[request_id]
 
     def launch(self, plan: Plan) -> None:
         assert len(self._launched) < MAX_LAUNCHED_STEPS
         assert not plan.is_empty
         self.plans.append(plan)
-        sampled: list[Sampled] = []
-        for prefill in plan.prefills:
-            prompt = self.open_rows[prefill.request_id].prompt
-            assert self._computed_tokens[prefill.request_id] == prefill.start
-            assert prefill.start < prefill.stop <= len(prompt)
-            self._computed_tokens[prefill.request_id] = prefill.stop
-            if prefill.stop == len(prompt):
-                sampled.append(self._sample(prefill.request_id))
-            for fork in prefill.forks:
-                assert self.open_rows[fork].prompt == prompt
-                assert self._computed_tokens[fork] == 0
-                self._computed_tokens[fork] = prefill.stop
-                sampled.append(self._sample(fork))
+        sampled = []
         for request_id in plan.decodes:
-            assert self._computed_tokens[request_id] >= len(self.open_rows[request_id].prompt)
-            self._computed_tokens[request_id] += 1
-            assert self._computed_tokens[request_id] < self.context_tokens
+            self.held.feed(request_id, self._last_ids[request_id])
+            assert self.held.computed_tokens(request_id) < self.context_tokens
             sampled.append(self._sample(request_id))
+        for prefill in plan.prefills:
+            sampled += [self._sample(request_id) for request_id in self.held.compute(prefill)]
         self._launched.append(sampled)
 
     def collect(self) -> list[Sampled]:
         return self._launched.popleft()
 
-    def close(self, request_id: int) -> None:
-        del self.open_rows[request_id]
-        del self._computed_tokens[request_id]
+    def export(self, span_id: int, window_id: int | None) -> bytes:
+        return self.held.export(span_id, window_id)
 
     def memory(self) -> Memory:
-        kv_bytes = sum(self._computed_tokens.values())
-        return Memory(kv_bytes=kv_bytes, active_bytes=kv_bytes, peak_bytes=kv_bytes)
+        return Memory(self.held.kv_bytes, self.held.kv_bytes, self.held.kv_bytes)
 
     def _sample(self, request_id: int) -> Sampled:
-        prompt = self.open_rows[request_id].prompt
-        position = self._computed_tokens[request_id] - len(prompt)
-        return Sampled(request_id, prompt[position % len(prompt)])
+        submit = self.open_rows[request_id]
+        asked = submit.prompt[: len(submit.prompt) - submit.resumed_tokens]
+        token_id = asked[self._said[request_id] % len(asked)]
+        self._said[request_id] += 1
+        self._last_ids[request_id] = token_id
+        return Sampled(request_id, token_id)
 
 
 class FakeEngine:

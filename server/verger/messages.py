@@ -12,9 +12,16 @@ from enum import Enum
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_TOP_LOGPROBS = 20
+
+INTERACTIVE = 0
+"""`Submit.priority`: somebody waits for the answer."""
+BATCH = 1
+"""`Submit.priority`: gives way to interactive requests where memory is short."""
+BACKGROUND = 2
+"""`Submit.priority`: prefilled only while no other prompt is; gives way to everybody."""
 
 
 class FinishReason(Enum):
@@ -67,6 +74,7 @@ class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     request_id: int
     prompt: list[int]
     max_tokens: int
+    """0: only compute the prompt, for a later request to find its KV."""
     stop_ids: list[int]
     sampling: Sampling = Sampling()
     logprobs: int | None = None
@@ -80,6 +88,9 @@ class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     forks: list[int] = []
     """Further request ids for the same prompt, which is computed once: the choices of one answer.
     Fork i samples with `choice` i + 1; each has its own Tokens, Finished and Cancel."""
+    kept_stop_ids: list[int] = []
+    """Those of `stop_ids` that a later prompt repeats, such as <|call|>: they stay in the cached
+    prefix, and a sequence that ends with one is likely to be continued soon."""
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
@@ -112,11 +123,13 @@ class Rejected(Struct, frozen=True, array_like=True, tag="rejected"):
 
 
 class Progress(Struct, frozen=True, array_like=True, tag="progress"):
-    """Prefill of a request has advanced to `prefilled_tokens` of `prompt_tokens`."""
+    """Prefill of a request has advanced to `prefilled_tokens` of `prompt_tokens`. The first one,
+    sent when it gets a row, tells how many of them were cached."""
 
     request_id: int
     prefilled_tokens: int
     prompt_tokens: int
+    cached_tokens: int = 0
 
 
 class Logprob(Struct, frozen=True, array_like=True):
@@ -151,6 +164,46 @@ class Finished(Struct, frozen=True, array_like=True, tag="finished"):
     cached_tokens: int = 0
 
 
+class CacheStats(Struct, frozen=True, array_like=True):
+    """The prefix cache since the engine's start; bytes, nodes and files are those of now."""
+
+    nodes: int = 0
+    bytes: int = 0
+    """Stored spans and windows; what running rows hold is not in it."""
+    limit_bytes: int = 0
+    """For cache and running rows together."""
+    asked_tokens: int = 0
+    """Prompt tokens of all requests that got a row, background ones not counted."""
+    cached_tokens: int = 0
+    """Those of them that were found."""
+    evictions: int = 0
+    preemptions: int = 0
+    background_tokens: int = 0
+    """Prompt tokens computed in the background; `Stats.prefill_tokens` includes them."""
+    disk_files: int = 0
+    disk_bytes: int = 0
+    disk_written_bytes: int = 0
+    disk_read_bytes: int = 0
+    disk_off_reason: str = ""
+    """Why nothing is written to disk; empty while it is."""
+
+
+class PrefillStats(Struct, frozen=True, array_like=True):
+    """How prompts are cut into chunks while others decode, from the fitted cost of a step."""
+
+    target_itl_s: float = 0.0
+    chunk_tokens: int = 0
+    """Of the last chunk computed beside decoding rows."""
+    step_s: float = 0.0
+    """What a step with such a chunk is expected to take."""
+    best_tokens_s: float = 0.0
+    """Prompt tokens a second in large chunks with nobody decoding."""
+    efficiency: float = 1.0
+    """Of the rate in large chunks, what remains with chunks of this size."""
+    meets_target: bool = True
+    """False where even the smallest chunk that is worth while takes longer than the target."""
+
+
 class Stats(Struct, frozen=True, array_like=True, tag="stats"):
     """A snapshot, sent at most once a second and when the engine goes idle."""
 
@@ -164,6 +217,8 @@ class Stats(Struct, frozen=True, array_like=True, tag="stats"):
     kv_bytes: int
     active_bytes: int
     peak_bytes: int
+    cache: CacheStats = CacheStats()
+    prefill: PrefillStats = PrefillStats()
 
 
 class Heartbeat(Struct, frozen=True, array_like=True, tag="heartbeat"):

@@ -6,7 +6,20 @@ import pytest
 
 from tests.fakes import byte_tokenizer, write_model_folder
 from verger.engine.fake import HANG_S, NO_REPLY, FakeRunner, Reply, Script, ScriptedFailure, Start
-from verger.engine.steps import Plan, Prefill, Sampled
+from verger.engine.steps import (
+    Close,
+    Cut,
+    FreeSpan,
+    FreeWindow,
+    Import,
+    Kept,
+    Open,
+    Place,
+    Plan,
+    Prefill,
+    Sampled,
+    Stored,
+)
 from verger.errors import ConfigError, ModelFolderError
 from verger.messages import Logprob, Submit
 
@@ -29,16 +42,24 @@ def encode(text: str) -> list[int]:
     return list(TOKENIZER.encode(text).ids)
 
 
+def submit(request_id: int, prompt: str, max_tokens: int = 9) -> Submit:
+    return Submit(request_id, encode(prompt), max_tokens, stop_ids=[])
+
+
+def place(row: int = 0) -> Place:
+    return Place(block_id=0, row=row, block_rows=16, capacity=256)
+
+
 def ask(runner: FakeRunner, prompt: str, tokens: int, logprobs: int | None = None) -> list[Sampled]:
     """Run one request for a number of tokens and take its row away."""
     ids = encode(prompt)
-    runner.open(Submit(1, ids, tokens, stop_ids=[], logprobs=logprobs))
+    runner.apply(Open(Submit(1, ids, tokens, stop_ids=[], logprobs=logprobs), place()))
     runner.launch(Plan(prefills=(Prefill(1, 0, len(ids)),)))
     sampled = runner.collect()
     for _ in range(tokens - 1):
         runner.launch(Plan(decodes=(1,)))
         sampled += runner.collect()
-    runner.close(1)
+    runner.apply(Close(1))
     return sampled
 
 
@@ -86,9 +107,10 @@ def test_a_prompt_without_a_reply_gets_a_clear_one() -> None:
 def test_a_resumed_request_goes_on_where_it_stopped() -> None:
     runner = make_runner(Reply(match="hello$", text="abcdef"))
     prompt = encode("hello" + "abc")
-    runner.open(Submit(1, prompt, 9, stop_ids=[], resumed_tokens=3))
+    runner.apply(Open(Submit(1, prompt, 9, stop_ids=[], resumed_tokens=3), place()))
     runner.launch(Plan(prefills=(Prefill(1, 0, len(prompt)),)))
-    assert text(runner.collect()) == "d"
+    runner.launch(Plan(decodes=(1,)))
+    assert text(runner.collect() + runner.collect()) == "de"
 
 
 def test_a_step_takes_as_long_as_its_slowest_row() -> None:
@@ -98,8 +120,8 @@ def test_a_step_takes_as_long_as_its_slowest_row() -> None:
         Reply(text="B", step_s=0.125, prefill_s=0.5),
         slept_s=slept_s,
     )
-    for request_id, prompt in ((1, "slow"), (2, "fast")):
-        runner.open(Submit(request_id, encode(prompt), 9, stop_ids=[]))
+    runner.apply(Open(submit(1, "slow"), place(0)))
+    runner.apply(Open(submit(2, "fast"), place(1)))
     runner.launch(Plan(prefills=(Prefill(1, 0, 2), Prefill(2, 0, 4))))
     runner.collect()
     runner.launch(Plan(prefills=(Prefill(1, 2, 4),), decodes=(2,)))
@@ -140,14 +162,75 @@ def test_no_logprobs_unless_asked() -> None:
     assert ask(make_runner(Reply(text="a")), "x", 1, logprobs=0)[0].logprob == Logprob(-0.125)
 
 
-def test_memory_follows_the_rows() -> None:
+def test_memory_follows_the_rows_and_what_is_kept_of_them() -> None:
     runner = make_runner(Reply(text="abc"))
-    runner.open(Submit(1, encode("hello"), 9, stop_ids=[]))
+    ring_bytes = runner.kv.ring_bytes
+    assert runner.memory().kv_bytes == ring_bytes > 0
+    runner.apply(Open(submit(1, "hello"), place()))
+    runner.launch(Plan(prefills=(Prefill(1, 0, 5, cuts=(Cut(1, 4),)),)))
+    block_bytes = 16 * 256 * runner.kv.token_bytes
+    window_bytes = runner.kv.window_bytes(4)
+    peak_bytes = ring_bytes + block_bytes + window_bytes
+    assert runner.memory().kv_bytes == runner.memory().peak_bytes == peak_bytes
+    runner.apply(Close(1, kept=(Kept(1, 0, 4),)))
+    assert runner.memory().kv_bytes == ring_bytes + 4 * runner.kv.token_bytes + window_bytes
+    runner.apply(FreeSpan(1))
+    runner.apply(FreeWindow(1))
+    memory = runner.memory()
+    assert (memory.kv_bytes, memory.active_bytes) == (ring_bytes, ring_bytes)
+    assert memory.peak_bytes == peak_bytes
+
+
+def test_the_peak_is_noted_though_nobody_asked_at_the_time() -> None:
+    runner = make_runner(Reply(text="abc"))
+    runner.apply(Open(submit(1, "hello"), place()))
     runner.launch(Plan(prefills=(Prefill(1, 0, 5),)))
-    assert runner.memory().kv_bytes == runner.memory().peak_bytes > 0
-    runner.close(1)
-    assert runner.memory().kv_bytes == 0
-    assert runner.memory().peak_bytes > 0
+    runner.apply(Close(1))
+    assert runner.memory().peak_bytes > runner.memory().kv_bytes
+
+
+def test_a_kept_prefix_is_restored_and_the_answer_stays_the_same() -> None:
+    runner = make_runner(Reply(text="abc"))
+    runner.apply(Open(submit(1, "hello"), place()))
+    runner.launch(Plan(prefills=(Prefill(1, 0, 5),)))
+    runner.launch(Plan(decodes=(1,)))
+    said = "hello" + text(runner.collect())
+    runner.apply(Close(1, kept=(Kept(1, 0, 6),), window=Cut(1, 6)))
+    runner.collect()
+    runner.apply(Open(submit(2, said + "?"), place(), (Stored(1, 0, 6),), window_id=1))
+    runner.launch(Plan(prefills=(Prefill(2, 6, 7),)))
+    assert text(runner.collect()) == "a"
+
+
+def test_what_a_decode_fed_is_part_of_the_prefix() -> None:
+    """The row said "a" behind its prompt, so its KV does not fit behind another letter."""
+    runner = make_runner(Reply(text="abc"))
+    runner.apply(Open(submit(1, "hello"), place()))
+    runner.launch(Plan(prefills=(Prefill(1, 0, 5),)))
+    runner.launch(Plan(decodes=(1,)))
+    runner.apply(Close(1, kept=(Kept(1, 0, 6),), window=Cut(1, 6)))
+    with pytest.raises(AssertionError, match="not its own at 5"):
+        runner.apply(Open(submit(2, "hellob?"), place(), (Stored(1, 0, 6),), window_id=1))
+
+
+def test_what_is_exported_has_a_devices_size_and_fits_another_runner() -> None:
+    first, second = make_runner(Reply(text="abc")), make_runner(Reply(text="abc"))
+    assert first.fingerprint == second.fingerprint
+    first.apply(Open(submit(1, "hello"), place()))
+    first.launch(Plan(prefills=(Prefill(1, 0, 5, cuts=(Cut(1, 5),)),)))
+    first.apply(Close(1, kept=(Kept(1, 0, 5),)))
+    payload = first.export(1, 1)
+    assert len(payload) == 5 * first.kv.token_bytes + first.kv.window_bytes(5)
+    second.apply(Import(payload, 5, 5, 0, 5, span_id=3, window_id=4))
+    second.apply(Open(submit(2, "hello?"), place(), (Stored(3, 0, 5),), window_id=4))
+
+
+def test_a_request_for_no_tokens_computes_its_prompt_and_says_nothing() -> None:
+    runner = make_runner(Reply(text="abc", prefill_s=0.5))
+    runner.apply(Open(submit(1, "hello", max_tokens=0), place(0)))
+    runner.apply(Open(submit(2, "hi"), place(1)))
+    runner.launch(Plan(prefills=(Prefill(1, 0, 5), Prefill(2, 0, 2))))
+    assert [token.request_id for token in runner.collect()] == [2]
 
 
 @pytest.mark.parametrize(
@@ -157,31 +240,57 @@ def test_memory_follows_the_rows() -> None:
         Plan(prefills=(Prefill(1, 1, 2),)),
         Plan(prefills=(Prefill(1, 0, 6),)),
         Plan(prefills=(Prefill(1, 0, 0),)),
+        Plan(prefills=(Prefill(1, 0, 2), Prefill(1, 2, 3))),
+        Plan(prefills=(Prefill(1, 0, 5, forks=(1,)),)),
+        Plan(prefills=(Prefill(1, 0, 5),), decodes=(1,)),
         Plan(decodes=(1,)),
+        Plan(decodes=(2,)),
     ],
-    ids=["empty", "gap", "beyond", "nothing", "unfilled"],
+    ids="empty gap beyond nothing twice itself both unfilled unknown".split(),
 )
 def test_a_plan_against_the_contract_is_a_defect(plan: Plan) -> None:
     runner = make_runner(Reply(text="abc"))
-    runner.open(Submit(1, encode("hello"), 9, stop_ids=[]))
+    runner.apply(Open(submit(1, "hello"), place()))
     with pytest.raises(AssertionError):
         runner.launch(plan)
 
 
-def test_no_third_step_is_launched() -> None:
+def test_no_row_grows_beyond_the_context() -> None:
+    script = Script(context_tokens=7)
+    runner = FakeRunner(script, TOKENIZER)
+    runner.apply(Open(submit(1, "hello"), place()))
+    runner.launch(Plan(prefills=(Prefill(1, 0, 5),)))
+    runner.launch(Plan(decodes=(1,)))
+    assert len(runner.collect() + runner.collect()) == 2
+    with pytest.raises(AssertionError):
+        runner.launch(Plan(decodes=(1,)))
+
+
+def test_no_third_step_is_launched_and_none_is_collected_twice() -> None:
     runner = make_runner(Reply(text="abc"))
-    runner.open(Submit(1, encode("hello"), 9, stop_ids=[]))
+    runner.apply(Open(submit(1, "hello"), place()))
     for position in range(2):
         runner.launch(Plan(prefills=(Prefill(1, position, position + 1),)))
     with pytest.raises(AssertionError):
         runner.launch(Plan(prefills=(Prefill(1, 2, 3),)))
+    assert runner.collect() == runner.collect() == []
+    with pytest.raises(AssertionError):
+        runner.collect()
+
+
+def test_there_are_as_many_rows_as_asked_for() -> None:
+    runner = FakeRunner(Script(), TOKENIZER, max_rows=1)
+    assert runner.kv.max_rows == 1
+    runner.apply(Open(submit(1, "hello"), place(0)))
+    with pytest.raises(AssertionError):
+        runner.apply(Open(submit(2, "hello"), place(1)))
 
 
 def test_a_row_may_close_while_a_launched_step_has_it() -> None:
     runner = make_runner(Reply(text="abc"))
-    runner.open(Submit(1, encode("x"), 9, stop_ids=[]))
+    runner.apply(Open(submit(1, "x"), place()))
     runner.launch(Plan(prefills=(Prefill(1, 0, 1),)))
-    runner.close(1)
+    runner.apply(Close(1))
     assert text(runner.collect()) == "a"
 
 
@@ -204,9 +313,12 @@ def test_loading_may_fail_die_or_hang() -> None:
 
 def test_a_script_is_read_from_toml(tmp_path: Path) -> None:
     script = tmp_path / "script.toml"
-    script.write_text("context_tokens = 500\n[[reply]]\nmatch = 'a'\ntext = '<|channel|>x'\n")
-    runner = FakeRunner.load(script, write_model_folder(tmp_path / "model"))
+    script.write_text(
+        "context_tokens = 500\nfree_bytes = 9\n[[reply]]\nmatch = 'a'\ntext = '<|channel|>x'\n"
+    )
+    runner = FakeRunner.load(script, write_model_folder(tmp_path / "model"), max_rows=3)
     assert (runner.context_tokens, runner.device) == (500, "fake")
+    assert (runner.kv.max_rows, runner.free_bytes) == (3, 9)
     assert runner.vocabulary_size == 265
     assert text(ask(runner, "a", tokens=2)) == "<|channel|>x"
 

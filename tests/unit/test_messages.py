@@ -4,7 +4,11 @@ import msgspec
 import pytest
 
 from verger.messages import (
+    BACKGROUND,
+    BATCH,
+    INTERACTIVE,
     PROTOCOL_VERSION,
+    CacheStats,
     Cancel,
     Drain,
     Fatal,
@@ -14,6 +18,7 @@ from verger.messages import (
     Heartbeat,
     Hello,
     Logprob,
+    PrefillStats,
     Progress,
     Ready,
     Rejected,
@@ -39,9 +44,12 @@ TO_ENGINE: list[ToEngine] = [
         boundaries=[1],
         cache_salt="office",
         grammar="root",
-        priority=-1,
+        priority=BATCH,
         resumed_tokens=1,
+        forks=[2],
+        kept_stop_ids=[200_012],
     ),
+    Submit(request_id=3, prompt=[1], max_tokens=0, stop_ids=[], priority=BACKGROUND),
     Cancel(1),
     Drain(),
 ]
@@ -49,28 +57,38 @@ FROM_ENGINE: list[FromEngine] = [
     Ready(1, "nano", 1_048, 4_096, 16, "cpu", 0.5),
     *(Rejected(1, reason) for reason in RejectReason),
     Progress(1, 512, 4_000),
+    Progress(1, 2_048, 4_000, cached_tokens=2_048),
     Tokens([RowTokens(1, [7]), RowTokens(2, [8, 9], [Logprob(-0.5, [8], [-0.5]), Logprob(-1.0)])]),
     *(Finished(1, reason, 3, 4, 2) for reason in FinishReason),
     Stats(1, 2, 3, 4, 5, 6, 7, 8),
+    Stats(
+        *(1, 2, 3, 4, 5, 6, 7, 8),
+        CacheStats(nodes=9, disk_off_reason="full"),
+        PrefillStats(0.25, 96, 0.2, 700.0, 0.5, False),
+    ),
     Heartbeat(3),
     Fatal("no memory", is_permanent=True),
 ]
 FIELDS = {
     Hello: "version message_id special_ids",
     Submit: "request_id prompt max_tokens stop_ids sampling logprobs boundaries cache_salt grammar "
-    "priority resumed_tokens forks",
+    "priority resumed_tokens forks kept_stop_ids",
     Sampling: "temperature top_p top_k min_p frequency_penalty presence_penalty "
     "repetition_penalty logit_bias seed choice",
     Cancel: "request_id",
     Drain: "",
     Ready: "version model_id vocabulary_size context_tokens max_rows device load_s",
     Rejected: "request_id reason",
-    Progress: "request_id prefilled_tokens prompt_tokens",
+    Progress: "request_id prefilled_tokens prompt_tokens cached_tokens",
     Tokens: "rows",
     RowTokens: "request_id ids logprobs",
     Logprob: "logprob top_ids top_logprobs",
     Finished: "request_id reason prompt_tokens completion_tokens cached_tokens",
-    Stats: "running waiting steps prefill_tokens decode_tokens kv_bytes active_bytes peak_bytes",
+    Stats: "running waiting steps prefill_tokens decode_tokens kv_bytes active_bytes peak_bytes "
+    "cache prefill",
+    CacheStats: "nodes bytes limit_bytes asked_tokens cached_tokens evictions preemptions "
+    "background_tokens disk_files disk_bytes disk_written_bytes disk_read_bytes disk_off_reason",
+    PrefillStats: "target_itl_s chunk_tokens step_s best_tokens_s efficiency meets_target",
     Heartbeat: "steps",
     Fatal: "message is_permanent",
 }
@@ -90,14 +108,20 @@ def test_what_the_engine_sends_arrives(message: FromEngine) -> None:
 
 def test_fields_are_only_appended_and_every_change_has_a_version() -> None:
     """Whoever changes a struct changes this table and PROTOCOL_VERSION together."""
-    assert PROTOCOL_VERSION == 2
+    assert PROTOCOL_VERSION == 3
     for struct, fields in FIELDS.items():
         assert " ".join(struct.__struct_fields__) == fields, struct
 
 
 def test_every_message_is_in_the_table_of_fields() -> None:
     messages = {type(message) for message in [*TO_ENGINE, *FROM_ENGINE]}
-    assert messages | {Sampling, RowTokens, Logprob} == set(FIELDS)
+    parts = {Sampling, RowTokens, Logprob, CacheStats, PrefillStats}
+    assert messages | parts == set(FIELDS)
+
+
+def test_the_lower_priority_has_the_higher_number() -> None:
+    assert INTERACTIVE == Submit(1, [1], 1, []).priority
+    assert INTERACTIVE < BATCH < BACKGROUND
 
 
 def test_the_two_directions_do_not_mix() -> None:

@@ -1,12 +1,14 @@
 """A runner that plays a script instead of a model, so that clients can meet any model behaviour.
 
 Used by `__main__` when the gateway was started with the hidden flag `--fake SCRIPT`, and by tests.
-It computes nothing, but checks every call against the contract in `steps.py`. The model folder
-is only asked for its tokenizer.json. Must not know sockets or the scheduler.
+It computes nothing, but checks every call against the contract in `steps.py`, the KV's part of it
+in `fake_kv.py`. The model folder is only asked for its tokenizer.json. Must not know sockets or
+the scheduler.
 
 The script is a TOML file (everything but `text` has a default):
 
     context_tokens = 131072       # the longest sequence it accepts
+    free_bytes = 1073741824       # what the machine can spare for KV
     start = "ok"                  # or "fail": loading ends with an error a restart may cure;
                                   # "die": the process is killed while loading; "hang": forever
     [[reply]]                     # the first reply whose pattern is found speaks
@@ -26,7 +28,7 @@ import os
 import re
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -36,12 +38,25 @@ import msgspec
 from msgspec import Struct
 from tokenizers import Tokenizer
 
-from verger.engine.steps import MAX_LAUNCHED_STEPS, Memory, Plan, Sampled
+from verger.engine.fake_kv import FakeKV
+from verger.engine.steps import (
+    MAX_LAUNCHED_STEPS,
+    Close,
+    Edit,
+    KVGeometry,
+    Memory,
+    Open,
+    Plan,
+    Sampled,
+)
 from verger.errors import ConfigError, ModelFolderError
 from verger.messages import Logprob, Submit
 
 HANG_S = 10 * 24 * 3600.0
-KV_BYTES_PER_TOKEN = 1024
+MAX_ROWS = 16
+TOKEN_BYTES = 1024
+SLIDING_TOKEN_BYTES = 256
+WINDOW = 128
 RETURN = "<|return|>"
 NO_REPLY = "<|channel|>final<|message|>No reply of the script fits this prompt."
 
@@ -73,6 +88,7 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True):
     reply: list[Reply] = []
     start: Start = Start.OK
     context_tokens: int = 131_072
+    free_bytes: int = 1 << 30
 
 
 class ScriptedFailure(Exception):
@@ -81,13 +97,16 @@ class ScriptedFailure(Exception):
 
 @dataclass(slots=True)
 class Row:
-    """One open request: `ids` is what the script lets it say."""
+    """One open request: `ids` is what the script lets it say, `position` how far it is."""
 
     submit: Submit
     reply: Reply
     ids: list[int]
-    computed_tokens: int = 0
-    sampled_tokens: int = 0
+    position: int
+
+    def id_at(self, position: int) -> int:
+        """What it says there; after the end of the reply it repeats the last id."""
+        return self.ids[min(position, len(self.ids) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +129,29 @@ class FakeRunner:
         self,
         script: Script,
         tokenizer: Tokenizer,
+        max_rows: int = MAX_ROWS,
         sleep: Callable[[float], None] = time.sleep,
         die: Callable[[], None] = kill_self,
     ) -> None:
         self.context_tokens = script.context_tokens
         self.vocabulary_size = max(tokenizer.get_vocab().values()) + 1
         self.device = "fake"
+        self.step_s = 0.0
+        self.kv = KVGeometry(TOKEN_BYTES, SLIDING_TOKEN_BYTES, WINDOW, max_rows)
+        self.free_bytes = script.free_bytes
+        self.fingerprint = "fake"
         self._script = script
         self._tokenizer = tokenizer
         self._sleep = sleep
         self._die = die
+        self._held = FakeKV(self.kv)
         self._rows: dict[int, Row] = {}
         self._launched: deque[Launched] = deque()
         self._peak_bytes = 0
         self._play_start(script.start)
 
     @classmethod
-    def load(cls, script_path: Path, model_path: Path) -> "FakeRunner":
+    def load(cls, script_path: Path, model_path: Path, max_rows: int = MAX_ROWS) -> "FakeRunner":
         """Read the script and the model folder's tokenizer."""
         try:
             script = msgspec.toml.decode(script_path.read_bytes(), type=Script)
@@ -135,58 +160,63 @@ class FakeRunner:
         tokenizer_path = model_path / "tokenizer.json"
         if not tokenizer_path.is_file():
             raise ModelFolderError(f"{tokenizer_path} is missing.")
-        return cls(script, Tokenizer.from_file(str(tokenizer_path)))
+        return cls(script, Tokenizer.from_file(str(tokenizer_path)), max_rows)
 
-    def open(self, submit: Submit) -> None:
-        """Choose the reply; a resumed request goes on where its reply was interrupted."""
-        assert submit.request_id not in self._rows
-        asked = submit.prompt[: len(submit.prompt) - submit.resumed_tokens]
-        reply = self._choose(self._tokenizer.decode(asked, skip_special_tokens=False))
-        ids = self._tokenizer.encode(reply.text + RETURN, add_special_tokens=False).ids
-        row = Row(submit, reply, ids, sampled_tokens=submit.resumed_tokens)
-        self._rows[submit.request_id] = row
+    def apply(self, edit: Edit) -> None:
+        """Carry out one edit; a launched step keeps its own reference to a row that closes."""
+        self._held.apply(edit)
+        match edit:
+            case Open(submit):
+                self._rows[submit.request_id] = self._cast(submit)
+            case Close(request_id):
+                del self._rows[request_id]
 
     def launch(self, plan: Plan) -> None:
         """Advance the rows of the plan; what it samples is known now and told in `collect`."""
         assert len(self._launched) < MAX_LAUNCHED_STEPS
         assert not plan.is_empty
+        assert max(Counter(_rows_of(plan)).values()) == 1, "a row has one part in a step"
         samples: list[tuple[Row, int]] = []
         seconds = [0.0]
         for prefill in plan.prefills:
-            row = self._rows[prefill.request_id]
-            assert row.computed_tokens == prefill.start < prefill.stop <= len(row.submit.prompt)
-            row.computed_tokens = prefill.stop
-            seconds.append(row.reply.prefill_s)
-            if prefill.stop == len(row.submit.prompt):
-                samples.append(_advance(row))
-            for fork in (self._rows[request_id] for request_id in prefill.forks):
-                assert fork.submit.prompt == row.submit.prompt
-                fork.computed_tokens = prefill.stop
-                samples.append(_advance(fork))
+            started = self._held.compute(prefill)
+            seconds.append(self._rows[prefill.request_id].reply.prefill_s)
+            samples += [_advance(self._rows[request_id]) for request_id in started]
         for request_id in plan.decodes:
+            assert request_id in self._rows, f"request {request_id} has no row"
             row = self._rows[request_id]
-            assert len(row.submit.prompt) <= row.computed_tokens < self.context_tokens - 1
-            row.computed_tokens += 1
+            self._held.feed(request_id, row.id_at(row.position - 1))
+            assert self._held.computed_tokens(request_id) < self.context_tokens
             seconds.append(row.reply.step_s)
             samples.append(_advance(row))
+        self._peak_bytes = max(self._peak_bytes, self._held.kv_bytes)
         self._launched.append(Launched(tuple(samples), max(seconds)))
 
     def collect(self) -> list[Sampled]:
         """Take as long as the slowest row, and suffer what the script has for each."""
+        assert self._launched, "nothing was launched"
         launched = self._launched.popleft()
+        self.step_s = launched.seconds
         if launched.seconds > 0:
             self._sleep(launched.seconds)
         return [self._sample(row, position) for row, position in launched.samples]
 
-    def close(self, request_id: int) -> None:
-        """Forget the row; a launched step keeps its own reference."""
-        del self._rows[request_id]
+    def export(self, span_id: int, window_id: int | None) -> bytes:
+        """Made-up bytes, as many as the geometry says, which only fit where they came from."""
+        return self._held.export(span_id, window_id)
 
     def memory(self) -> Memory:
         """A made-up but consistent account."""
-        kv_bytes = KV_BYTES_PER_TOKEN * sum(row.computed_tokens for row in self._rows.values())
+        kv_bytes = self._held.kv_bytes
         self._peak_bytes = max(self._peak_bytes, kv_bytes)
         return Memory(kv_bytes=kv_bytes, active_bytes=kv_bytes, peak_bytes=self._peak_bytes)
+
+    def _cast(self, submit: Submit) -> Row:
+        """Choose the reply; a resumed request goes on where its reply was interrupted."""
+        asked = submit.prompt[: len(submit.prompt) - submit.resumed_tokens]
+        reply = self._choose(self._tokenizer.decode(asked, skip_special_tokens=False))
+        ids = self._tokenizer.encode(reply.text + RETURN, add_special_tokens=False).ids
+        return Row(submit, reply, ids, position=submit.resumed_tokens)
 
     def _play_start(self, start: Start) -> None:
         match start:
@@ -214,7 +244,7 @@ class FakeRunner:
             self._die()
         if position == reply.hang_at:
             self._sleep(HANG_S)
-        token_id = row.ids[min(position, len(row.ids) - 1)]
+        token_id = row.id_at(position)
         return Sampled(row.submit.request_id, token_id, self._logprob(row, position, token_id))
 
     def _logprob(self, row: Row, position: int, token_id: int) -> Logprob | None:
@@ -228,9 +258,16 @@ class FakeRunner:
 
 
 def _advance(row: Row) -> tuple[Row, int]:
-    position = row.sampled_tokens
-    row.sampled_tokens += 1
+    position = row.position
+    row.position += 1
     return row, position
+
+
+def _rows_of(plan: Plan) -> list[int]:
+    """Every row of a step, forks included."""
+    leaders = [prefill.request_id for prefill in plan.prefills]
+    forks = [fork_id for prefill in plan.prefills for fork_id in prefill.forks]
+    return [*leaders, *forks, *plan.decodes]
 
 
 def _fill_in(text: str, found: re.Match[str]) -> str:
