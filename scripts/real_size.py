@@ -23,7 +23,8 @@ from mlx_lm.models.gpt_oss import Model, ModelArgs
 from verger.engine.device.model import GptOss, cast_to_float32, describe
 from verger.engine.device.runner import MlxRunner
 from verger.engine.device.sampling import Sampler
-from verger.engine.steps import Plan, Prefill
+from verger.engine.places import Places
+from verger.engine.steps import Open, Place, Plan, Prefill
 from verger.messages import Hello, Sampling, Submit
 
 ROWS = 16
@@ -82,10 +83,15 @@ class Passes:
         return self._experts(x)
 
 
-def prefill(runner: MlxRunner, request_id: int, tokens: int, random: Random) -> None:
+def open_row(runner: MlxRunner, place: Place, request_id: int, prompt: list[int]) -> None:
+    """Give a prompt a row."""
+    submit = Submit(request_id, prompt, 1000, [], Sampling(seed=request_id, top_p=0.95))
+    runner.apply(Open(submit, place))
+
+
+def prefill(runner: MlxRunner, place: Place, request_id: int, tokens: int, random: Random) -> None:
     """Open a row and compute its prompt in chunks."""
-    prompt = [random.randrange(199_998) for _ in range(tokens)]
-    runner.open(Submit(request_id, prompt, 1000, [], Sampling(seed=request_id, top_p=0.95)))
+    open_row(runner, place, request_id, [random.randrange(199_998) for _ in range(tokens)])
     for start in range(0, tokens, CHUNK_TOKENS):
         runner.launch(Plan((Prefill(request_id, start, min(tokens, start + CHUNK_TOKENS)),)))
         runner.collect()
@@ -127,10 +133,11 @@ def measure(layers: int, width: int, long_tokens: int, steps: int) -> dict[str, 
     )
     sampler = Sampler(model.vocabulary_size, HELLO, Random(0))
     runner = MlxRunner(replace(model, layers=counted), sampler, ROWS)
-    random = Random(0)
-    prefill(runner, 0, long_tokens, random)
+    random, places = Random(0), Places(ROWS)
+    prefill(runner, places.take(long_tokens + steps + 1), 0, long_tokens, random)
     for request_id in range(1, ROWS - 1):
-        prefill(runner, request_id, SHORT_TOKENS, random)
+        place = places.take(SHORT_TOKENS + steps + 1)
+        prefill(runner, place, request_id, SHORT_TOKENS, random)
     running = tuple(range(ROWS - 1))
     ms = step_ms(runner, [Plan(decodes=running)] * steps)
 
@@ -138,7 +145,7 @@ def measure(layers: int, width: int, long_tokens: int, steps: int) -> dict[str, 
     kv_bytes = runner.memory().kv_bytes
     mx.reset_peak_memory()
     before = sum(count.calls for count in passes)
-    runner.open(Submit(ROWS, [1] * SHORT_TOKENS, 1000, [], Sampling(seed=ROWS)))
+    open_row(runner, places.take(SHORT_TOKENS + 1), ROWS, [1] * SHORT_TOKENS)
     runner.launch(Plan((Prefill(ROWS, 0, SHORT_TOKENS),), running))
     runner.collect()
     return {

@@ -12,9 +12,11 @@ import mlx.nn as nn
 from mlx_lm.models.gpt_oss import Model, ModelArgs
 
 from scripts.real_size import ROPE, recipe
+from tests.schedulers import PlainScheduler, make_scheduler
 from verger.engine.device.model import GptOss, describe
 from verger.engine.device.runner import MlxRunner
 from verger.engine.device.sampling import Sampler
+from verger.engine.prefix_files import SaveOrder
 from verger.engine.scheduler import Scheduler
 from verger.messages import Finished, FromEngine, Hello, Logprob, RowTokens, Submit, Tokens
 
@@ -73,6 +75,21 @@ def runner_of(model: GptOss, max_rows: int = 16, sampler: Sampler | None = None)
     return MlxRunner(model, sampler or default, max_rows)
 
 
+def scheduler_of(
+    runner: MlxRunner, alone: int = 2048, beside: int = 512, limit_bytes: int = 1 << 40
+) -> PlainScheduler:
+    """A scheduler with chunks of fixed size and, unless told, more memory than any test needs."""
+    return make_scheduler(
+        max_rows=runner.kv.max_rows,
+        max_waiting=64,
+        alone=alone,
+        beside=beside,
+        context_tokens=runner.context_tokens,
+        kv=runner.kv,
+        limit_bytes=limit_bytes,
+    )
+
+
 def play(
     runner: MlxRunner,
     scheduler: Scheduler,
@@ -85,27 +102,26 @@ def play(
     step = 0
     while due or not scheduler.is_idle:
         while due and due[0][0] <= step:
-            scheduler.submit(due.pop(0)[1])
+            scheduler.submit(due.pop(0)[1], float(step))
         before_step(step)
-        _turn(runner, scheduler)
+        _turn(runner, scheduler, float(step))
         scheduler.check_integrity()
         frames += scheduler.take_frames()
         step += 1
     return frames
 
 
-def _turn(runner: MlxRunner, scheduler: Scheduler) -> None:
+def _turn(runner: MlxRunner, scheduler: Scheduler, now_s: float) -> None:
     if scheduler.needs_tokens:
-        scheduler.settle(runner.collect())
-    step = scheduler.plan()
-    for request_id in step.closed:
-        runner.close(request_id)
-    for submit in step.opened:
-        runner.open(submit)
+        scheduler.settle(runner.collect(), 1.0, now_s)
+    step = scheduler.plan(now_s)
+    for edit in step.edits:
+        assert not isinstance(edit, SaveOrder), "there is no disk"
+        runner.apply(edit)
     if not step.plan.is_empty:
         runner.launch(step.plan)
     if scheduler.launched > (0 if step.plan.is_empty else 1):
-        scheduler.settle(runner.collect())
+        scheduler.settle(runner.collect(), 1.0, now_s)
 
 
 def tokens_of(frames: Iterable[FromEngine], request_id: int) -> RowTokens:

@@ -12,9 +12,16 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from tests.mlx.harness import HELLO, cold_logits, play, random_gpt_oss, random_ids, runner_of
+from tests.mlx.harness import (
+    HELLO,
+    cold_logits,
+    play,
+    random_gpt_oss,
+    random_ids,
+    runner_of,
+    scheduler_of,
+)
 from verger.engine.device.sampling import RowSampler, Sample, Sampler
-from verger.engine.scheduler import Scheduler
 from verger.messages import Sampling, Submit
 
 pytestmark = pytest.mark.mlx
@@ -82,11 +89,7 @@ def test_logits_in_a_batch_equal_those_of_the_row_alone(name: str) -> None:
     forced = {i: random_ids(random, row[2]) for i, row in enumerate(case.rows)}
     sampler = ForcedSampler(model.vocabulary_size, forced)
     runner = runner_of(model, sampler=sampler)
-    scheduler = Scheduler(
-        context_tokens=model.context_tokens,
-        prefill_tokens_alone=case.prefill_tokens,
-        prefill_tokens_shared=case.prefill_tokens,
-    )
+    scheduler = scheduler_of(runner, case.prefill_tokens, case.prefill_tokens)
     arrivals = [
         (row[0], Submit(i, prompts[i], row[2], [], Sampling(seed=i)))
         for i, row in enumerate(case.rows)

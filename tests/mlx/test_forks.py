@@ -4,8 +4,15 @@ from random import Random
 
 import pytest
 
-from tests.mlx.harness import play, random_gpt_oss, random_ids, runner_of, tokens_of, worst_error
-from verger.engine.scheduler import Scheduler
+from tests.mlx.harness import (
+    play,
+    random_gpt_oss,
+    random_ids,
+    runner_of,
+    scheduler_of,
+    tokens_of,
+    worst_error,
+)
 from verger.messages import Sampling, Submit
 
 pytestmark = pytest.mark.mlx
@@ -22,16 +29,15 @@ def test_each_choice_is_what_it_would_be_alone(prompt_tokens: int) -> None:
     together = Submit(
         0, prompt, 20, [], Sampling(seed=9), logprobs=0, forks=list(range(1, CHOICES))
     )
-    scheduler = Scheduler(
-        context_tokens=model.context_tokens, prefill_tokens_alone=128, prefill_tokens_shared=128
-    )
-    frames = play(runner_of(model), scheduler, [(0, beside), (2, together)])
+    runner = runner_of(model)
+    scheduler = scheduler_of(runner, alone=128, beside=128)
+    frames = play(runner, scheduler, [(0, beside), (2, together)])
     assert scheduler.prefill_tokens == prompt_tokens + 60
+    assert worst_error(model, beside.prompt, tokens_of(frames, 50)) <= TOLERANCE
     answers = [tokens_of(frames, choice) for choice in range(CHOICES)]
     assert len({tuple(answer.ids) for answer in answers}) == CHOICES
     for choice, answer in enumerate(answers):
         assert worst_error(model, prompt, answer) <= TOLERANCE
         alone = Submit(choice, prompt, 20, [], Sampling(seed=9, choice=choice))
-        single = Scheduler(context_tokens=model.context_tokens)
-        assert tokens_of(play(runner_of(model), single, [(0, alone)]), choice).ids == answer.ids
-    assert worst_error(model, beside.prompt, tokens_of(frames, 50)) <= TOLERANCE
+        frames = play(single := runner_of(model), scheduler_of(single), [(0, alone)])
+        assert tokens_of(frames, choice).ids == answer.ids

@@ -17,15 +17,15 @@ from tests.mlx.harness import (
     random_gpt_oss,
     random_ids,
     runner_of,
+    scheduler_of,
     tokens_of,
     worst_error,
 )
-from verger.engine.device import forward, runner
+from verger.engine.device import forward, runner, spans
 from verger.engine.device.forward import DecodeGroup, Segment, Step
 from verger.engine.device.kv import Block, KVStore
 from verger.engine.device.model import GptOss, Layer
 from verger.engine.device.runner import MlxRunner, Row
-from verger.engine.scheduler import Scheduler
 from verger.engine.steps import Prefill
 from verger.messages import FinishReason, Sampling, Submit
 
@@ -44,10 +44,9 @@ def errors(model: GptOss, faulty: MlxRunner | None = None, seed: int = 0) -> lis
         Submit(i, random_ids(random, n), ANSWER_TOKENS, [], Sampling(seed=i), logprobs=0)
         for i, n in enumerate(PROMPTS)
     ]
-    scheduler = Scheduler(
-        context_tokens=model.context_tokens, prefill_tokens_alone=100, prefill_tokens_shared=100
-    )
-    frames = play(faulty or runner_of(model), scheduler, [(0, request) for request in requests])
+    played = faulty or runner_of(model)
+    scheduler = scheduler_of(played, alone=100, beside=100)
+    frames = play(played, scheduler, [(0, request) for request in requests])
     answers = [tokens_of(frames, i) for i in range(len(PROMPTS))]
     assert [len(answer.ids) for answer in answers] == [ANSWER_TOKENS] * len(PROMPTS)
     return [
@@ -97,7 +96,7 @@ def halved_window(patch: pytest.MonkeyPatch, model: GptOss) -> None:
 
 def shifted_window(patch: pytest.MonkeyPatch, model: GptOss) -> None:
     """A chunk's window is taken one position too early."""
-    sound = forward.ring_indices
+    sound = spans.ring_indices
     patch.setattr(forward, "ring_indices", lambda a, b, w: sound(a - 1, b - 1, w))
     inner = forward.prefill_sliding
 
@@ -209,8 +208,8 @@ def test_a_token_computed_after_a_stop_leaves_no_trace() -> None:
     first = Submit(0, random_ids(random, 60), 40, list(range(512)), Sampling(seed=0), logprobs=0)
     beside = Submit(1, random_ids(random, 90), 30, [], Sampling(seed=1), logprobs=0)
     after = Submit(2, random_ids(random, 30), 30, [], Sampling(seed=2), logprobs=0)
-    scheduler = Scheduler(context_tokens=model.context_tokens, max_rows=2)
-    frames = play(runner_of(model, max_rows=2), scheduler, [(0, first), (0, beside), (0, after)])
+    small = runner_of(model, max_rows=2)
+    frames = play(small, scheduler_of(small), [(0, first), (0, beside), (0, after)])
     finished = finished_of(frames)
     assert finished[0].reason is FinishReason.STOP
     assert finished[0].completion_tokens == 1

@@ -9,11 +9,13 @@ from random import Random
 import mlx.core as mx
 import pytest
 
+from tests.mlx.direct import Direct
 from tests.mlx.harness import (
     play,
     random_ids,
     real_proportions_gpt_oss,
     runner_of,
+    scheduler_of,
     tokens_of,
     worst_error,
 )
@@ -22,7 +24,7 @@ from verger.engine.device.forward import Step, decode_group, forward
 from verger.engine.device.kv import KVShape, KVStore
 from verger.engine.device.model import GptOss
 from verger.engine.device.sampling import Sampler
-from verger.engine.scheduler import Scheduler
+from verger.engine.places import Places
 from verger.engine.steps import Plan, Prefill
 from verger.formats.conversation import Conversation, Message, Role
 from verger.formats.harmony import HarmonyParser, render
@@ -51,8 +53,8 @@ def test_sixteen_rows_of_every_kind_pass_the_oracle(model: GptOss) -> None:
         Submit(i, random_ids(random, 20 + 13 * i, VOCABULARY), 6, [], kinds[i % 4], logprobs=3)
         for i in range(16)
     ]
-    scheduler = Scheduler(context_tokens=model.context_tokens)
-    frames = play(runner_of(model), scheduler, [(i // 4, r) for i, r in enumerate(requests)])
+    runner = runner_of(model)
+    frames = play(runner, scheduler_of(runner), [(i // 4, r) for i, r in enumerate(requests)])
     for request in requests:
         answer = tokens_of(frames, request.request_id)
         assert len(answer.ids) == 6
@@ -63,27 +65,23 @@ def test_sixteen_rows_of_every_kind_pass_the_oracle(model: GptOss) -> None:
 
 
 def test_a_join_copies_nothing_of_the_rows_that_run(model: GptOss) -> None:
-    """15 rows of 300 tokens sit in a block of 34 MB. When a short row joins them, the peak may
+    """15 rows of 300 tokens sit in two blocks of 16 MB. When a short row joins them, the peak may
     rise by its own block and by a step's logits, not by a copy of the batch."""
-    runner = runner_of(model)
+    direct = Direct(model)
+    runner = direct.runner
     random = Random(4)
     for i in range(15):
-        prompt = random_ids(random, 300, VOCABULARY)
-        runner.open(Submit(i, prompt, 50, [], Sampling(temperature=0)))
-        runner.launch(Plan(prefills=(Prefill(i, 0, len(prompt)),)))
-        runner.collect()
+        direct.open(i, random_ids(random, 300, VOCABULARY))
+        direct.prefill(i)
     running = tuple(range(15))
-    for _ in range(3):
-        runner.launch(Plan(decodes=running))
-        runner.collect()
+    direct.decode(running, 3)
     held = runner.memory().kv_bytes
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    runner.open(Submit(15, random_ids(random, 50, VOCABULARY), 50, [], Sampling(temperature=0)))
-    runner.launch(Plan(prefills=(Prefill(15, 0, 50),), decodes=running))
-    runner.launch(Plan(decodes=(*running, 15)))
-    runner.collect()
-    runner.collect()
+    direct.open(15, random_ids(random, 50, VOCABULARY))
+    direct.launch(Plan((Prefill(15, 0, 50),), running))
+    direct.launch(Plan(decodes=(*running, 15)))
+    direct.collect()
     grown = runner.memory().kv_bytes - held
     rise = mx.get_peak_memory() - before
     print(f"KV {held / 1e6:.1f} MB, grown by {grown / 1e6:.1f} MB, peak + {rise / 1e6:.1f} MB")
@@ -100,7 +98,8 @@ def graph_size(model: GptOss, rows: int) -> int:
     """How many operations the logits of one decode step are made of."""
     shape = KVShape(len(model.layers) // 2, model.kv_heads, model.head_dim, model.dtype)
     store = KVStore.create(full=shape, sliding=shape, max_rows=16, window=model.window)
-    placed = [store.open(100) for _ in range(rows)]
+    places = Places(max_rows=16)
+    placed = [store.open(places.take(100)) for _ in range(rows)]
     mx.eval(*store.arrays())
     at = [50] * rows
     step = Step(
@@ -131,10 +130,8 @@ def test_real_ids_go_through_engine_and_parser(model: GptOss) -> None:
     requests = [
         Submit(i, prompt.ids, 40, stops, Sampling(seed=i, frequency_penalty=0.2)) for i in range(4)
     ]
-    scheduler = Scheduler(context_tokens=model.context_tokens)
-    frames = play(
-        runner_of(model, sampler=sampler), scheduler, [(0, request) for request in requests]
-    )
+    runner = runner_of(model, sampler=sampler)
+    frames = play(runner, scheduler_of(runner), [(0, request) for request in requests])
     for request in requests:
         answer = tokens_of(frames, request.request_id)
         assert max(answer.ids) < VOCABULARY

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-from verger.engine.device.runner import keep_resident
+from verger.engine.device.memory import keep_resident
 
 pytestmark = pytest.mark.mlx
 

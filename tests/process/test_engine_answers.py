@@ -4,13 +4,21 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.process.engines import FINAL, HELLO, SCRIPT, TOKENIZER, WAIT_S, ask, make_command
+from tests.process.engines import (
+    FINAL,
+    SCRIPT,
+    TOKENIZER,
+    WAIT_S,
+    answer,
+    ask,
+    make_command,
+    running,
+)
 from verger.errors import ContextLengthExceeded, EngineUnavailable
 from verger.gateway.engine_client import EngineClient, EngineState, Generation, RestartLimits
 from verger.messages import (
@@ -21,27 +29,11 @@ from verger.messages import (
     Logprob,
     Progress,
     RowTokens,
-    Submit,
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.process]
 
-LIMITS = RestartLimits(first_delay_s=0.01, max_failures=2)
 IMPATIENT = RestartLimits(silence_s=3.0, load_s=0.5, first_delay_s=0.01, max_failures=2)
-
-
-@asynccontextmanager
-async def running(
-    command: Sequence[str], hello: Hello = HELLO, limits: RestartLimits = LIMITS
-) -> AsyncIterator[EngineClient]:
-    """A started client; every test is done well within the deadline or has failed."""
-    client = EngineClient(command, hello, limits)
-    async with asyncio.timeout(WAIT_S):
-        await client.start()
-        try:
-            yield client
-        finally:
-            await client.stop(drain_s=0.0)
 
 
 @pytest.fixture
@@ -71,19 +63,6 @@ async def first_tokens(generation: Generation) -> RowTokens:
 async def read_on(generation: Generation) -> None:
     async for _ in generation:
         pass
-
-
-async def answer(client: EngineClient, submit: Submit) -> tuple[str, Finished]:
-    """The text of a whole answer, specials written out, and how it ended."""
-    ids: list[int] = []
-    async with client.generate(submit) as generation:
-        async for event in generation:
-            match event:
-                case RowTokens():
-                    ids += event.ids
-                case Finished():
-                    return TOKENIZER.decode(ids, skip_special_tokens=False), event
-    raise AssertionError("no end came")
 
 
 async def assert_serves(client: EngineClient) -> None:

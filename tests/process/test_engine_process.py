@@ -22,7 +22,9 @@ from verger.messages import (
     Drain,
     Fatal,
     Finished,
+    FinishReason,
     FromEngine,
+    Progress,
     Ready,
     Tokens,
 )
@@ -57,6 +59,20 @@ async def test_a_drained_engine_exits_with_0(tmp_path: Path) -> None:
         engine.send(Drain())
         frames = await read_to_the_end(engine)
         assert sum(isinstance(frame, Finished) for frame in frames) == 1
+        assert await engine.close() == "exit code 0"
+
+
+async def test_a_prompt_that_is_only_computed_ends_without_tokens(tmp_path: Path) -> None:
+    submit = ask("say hello" * 10, max_tokens=0)
+    async with spawned(tmp_path) as engine:
+        engine.send(submit)
+        engine.send(Drain())
+        frames = [f for f in await read_to_the_end(engine) if isinstance(f, Progress | Finished)]
+        tokens = len(submit.prompt)
+        assert frames[-2:] == [
+            Progress(0, tokens, tokens),
+            Finished(0, FinishReason.LENGTH, tokens, 0),
+        ]
         assert await engine.close() == "exit code 0"
 
 

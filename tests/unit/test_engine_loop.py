@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from tests.fakes import EchoRunner
-from verger.engine.loop import HEARTBEAT_S, Loop
-from verger.engine.scheduler import Scheduler
-from verger.engine.steps import Plan, Sampled
+from tests.fakes import ECHO_KV, EchoRunner
+from tests.schedulers import FixedPacer, PlainScheduler
+from verger.engine.loop import BLOCKED_S, HEARTBEAT_S, Loop
+from verger.engine.steps import Plan, Sampled, Step, Work
 from verger.engine.transport import Connection, ConnectionClosed, ProtocolError
 from verger.messages import (
     Cancel,
@@ -65,15 +65,17 @@ class Gateway:
 
 
 class WatchedRunner(EchoRunner):
-    """Notes the order of launches and collects; `on_collect` gets the number of the step."""
+    """Notes the order of launches and collects; the hooks get the number of the step."""
 
     def __init__(self) -> None:
         super().__init__(CONTEXT_TOKENS)
         self.calls: list[str] = []
+        self.on_launch: Callable[[int], None] = lambda step: None
         self.on_collect: Callable[[int], None] = lambda step: None
 
     def launch(self, plan: Plan) -> None:
         self.calls.append("launch")
+        self.on_launch(self.calls.count("launch"))
         super().launch(plan)
 
     def collect(self) -> list[Sampled]:
@@ -94,6 +96,41 @@ class Clock:
         return self.now_s
 
 
+class NotingPacer(FixedPacer):
+    """Notes how long each step took."""
+
+    def __init__(self) -> None:
+        super().__init__(alone=4)
+        self.steps_s: list[float] = []
+
+    def observe(self, work: Work, seconds: float, prefill_tokens: int) -> None:
+        self.steps_s.append(seconds)
+
+
+class BlockedScheduler(PlainScheduler):
+    """Has nothing to compute for the first `blocked` plans, though somebody waits."""
+
+    blocked = 0
+
+    def plan(self, now_s: float = 0.0) -> Step:
+        if self.blocked > 0:
+            self.blocked -= 1
+            return Step((), Plan())
+        return super().plan(now_s)
+
+
+class NotingConnection(Connection):
+    """Notes how long it was told to wait for messages."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        super().__init__(stream)
+        self.waits_s: list[float] = []
+
+    def receive(self, timeout_s: float) -> list[ToEngine]:
+        self.waits_s.append(timeout_s)
+        return super().receive(0.0)
+
+
 @dataclass(slots=True)
 class Engine:
     """A loop that is ready to run, and what a test wants of its surroundings."""
@@ -101,18 +138,28 @@ class Engine:
     gateway: Gateway
     runner: WatchedRunner
     clock: Clock
+    connection: NotingConnection
+    pacer: NotingPacer
+    scheduler: BlockedScheduler
     loop: Loop
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     ours, theirs = socket.socketpair()
-    runner, clock = WatchedRunner(), Clock(tick_s=0.0)
-    scheduler = Scheduler(context_tokens=CONTEXT_TOKENS, prefill_tokens_alone=4)
-    connection = Connection(theirs)
-    yield Engine(Gateway(ours), runner, clock, Loop(connection, runner, scheduler, clock))
+    runner, clock, pacer = WatchedRunner(), Clock(tick_s=0.0), NotingPacer()
+    scheduler = make_scheduler(pacer)
+    connection = NotingConnection(theirs)
+    loop = Loop(connection, runner, scheduler, clock)
+    yield Engine(Gateway(ours), runner, clock, connection, pacer, scheduler, loop)
     connection.close()
     ours.close()
+
+
+def make_scheduler(pacer: NotingPacer) -> BlockedScheduler:
+    return BlockedScheduler(
+        ECHO_KV, context_tokens=CONTEXT_TOKENS, limit_bytes=1 << 30, pacer=pacer
+    )
 
 
 def submit(
@@ -179,7 +226,31 @@ def test_prefill_progress_is_told_step_by_step(engine: Engine) -> None:
     engine.gateway.send(submit(prompt_tokens=10, max_tokens=1), Drain())
     engine.loop.run()
     progress = [frame for frame in engine.gateway.read() if isinstance(frame, Progress)]
-    assert progress == [Progress(1, 4, 10), Progress(1, 8, 10), Progress(1, 10, 10)]
+    assert progress == [Progress(1, done, 10) for done in (0, 4, 8, 10)]
+
+
+def test_a_second_request_is_told_what_was_cached(engine: Engine) -> None:
+    """All but the last position: something must be left to compute."""
+
+    def send_again(step: int) -> None:
+        if step == 10:
+            engine.gateway.send(submit(2, prompt_tokens=40, max_tokens=1), Drain())
+
+    engine.runner.on_collect = send_again
+    engine.gateway.send(submit(1, prompt_tokens=40, max_tokens=1))
+    engine.loop.run()
+    frames = engine.gateway.read()
+    progress = [frame for frame in frames if isinstance(frame, Progress)]
+    assert progress[-2:] == [Progress(2, 39, 40, 39), Progress(2, 40, 40, 39)]
+    assert finished(frames)[-1] == Finished(2, FinishReason.LENGTH, 40, 1, cached_tokens=39)
+
+
+def test_a_request_for_no_tokens_finishes_without_any(engine: Engine) -> None:
+    engine.gateway.send(submit(prompt_tokens=10, max_tokens=0), Drain())
+    engine.loop.run()
+    frames = engine.gateway.read()
+    assert tokens(frames) == []
+    assert finished(frames) == [Finished(1, FinishReason.LENGTH, 10, 0)]
 
 
 @pytest.mark.parametrize(
@@ -225,10 +296,37 @@ def test_statistics_come_with_the_heartbeat_and_when_the_work_is_done(engine: En
     engine.loop.run()
     stats = [frame for frame in engine.gateway.read() if isinstance(frame, Stats)]
     assert [(s.running, s.steps, s.prefill_tokens, s.decode_tokens) for s in stats] == [
-        (1, 0, 0, 0),
+        (1, 0, 3, 0),
         (0, 2, 3, 2),
     ]
-    assert stats[-1].kv_bytes == 0
+
+
+def test_statistics_of_the_cache_agree_with_the_device(engine: Engine) -> None:
+    engine.gateway.send(submit(prompt_tokens=40), Drain())
+    engine.loop.run()
+    stats = [frame for frame in engine.gateway.read() if isinstance(frame, Stats)][-1]
+    assert stats.cache.bytes == engine.runner.held.cache_bytes > 0
+    assert stats.kv_bytes == stats.cache.bytes + ECHO_KV.ring_bytes
+    assert (stats.cache.asked_tokens, stats.cache.cached_tokens) == (40, 0)
+    assert stats.prefill.target_itl_s == engine.pacer.stats().target_itl_s > 0
+
+
+def test_the_pacer_is_told_what_each_step_took(engine: Engine) -> None:
+    def take(step: int) -> None:
+        engine.runner.step_s = float(step)
+
+    engine.runner.on_collect = take
+    engine.gateway.send(submit(max_tokens=3), Drain())
+    engine.loop.run()
+    assert engine.pacer.steps_s == [1.0, 2.0, 3.0]
+
+
+def test_somebody_who_waits_for_memory_is_looked_after_soon(engine: Engine) -> None:
+    """Neither busily nor only at the next heartbeat; the first one is due at once."""
+    engine.scheduler.blocked = 3
+    engine.gateway.send(submit(max_tokens=1), Drain())
+    engine.loop.run()
+    assert engine.connection.waits_s == [0.0, BLOCKED_S, BLOCKED_S, BLOCKED_S, 0.0, 0.0]
 
 
 def test_an_idle_engine_beats_and_then_waits_for_messages(engine: Engine) -> None:
@@ -244,13 +342,8 @@ def test_an_idle_engine_beats_and_then_waits_for_messages(engine: Engine) -> Non
 
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        loop = Loop(
-            Impatient(theirs),
-            engine.runner,
-            Scheduler(context_tokens=CONTEXT_TOKENS),
-            engine.clock,
-        )
-        loop.run()
+        scheduler = make_scheduler(NotingPacer())
+        Loop(Impatient(theirs), engine.runner, scheduler, engine.clock).run()
         assert Gateway(ours).read() == [Heartbeat(0)] * 4
 
 

@@ -40,9 +40,9 @@ def receive(gateway: socket.socket) -> FromEngine:
     return frame
 
 
-def run(fd: int, folder: Path, script: str = "") -> int:
+def run(fd: int, folder: Path, script: str = "", *flags: str) -> int:
     (folder / "script.toml").write_text(script)
-    flags = ["--fake", str(folder / "script.toml"), "--max-rows", "3", "--prefill-chunk", "7"]
+    flags = ("--fake", str(folder / "script.toml"), "--max-rows", "3", *flags)
     return engine.main(["--fd", str(fd), "--model", str(folder), "--model-id", "tiny", *flags])
 
 
@@ -95,6 +95,24 @@ def test_a_folder_without_a_model_is_one_sentence_for_good(
     assert run(fd, tmp_path) == EXIT_CANNOT_START
     assert receive(gateway) == Fatal(f"{tmp_path / 'tokenizer.json'} is missing.", True)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [("", ["--kv-bytes", "4194304"]), ("free_bytes = 4194304", [])],
+    ids=["given", "free"],
+)
+def test_too_little_memory_for_kv_is_said_with_numbers(
+    ends: tuple[socket.socket, int], tmp_path: Path, script: str, flags: list[str]
+) -> None:
+    """A block takes 4 MiB, and the rings of three rows 96 KiB."""
+    gateway, fd = ends
+    send(gateway, Hello(PROTOCOL_VERSION, 5))
+    assert run(fd, write_model_folder(tmp_path), script, *flags) == EXIT_CANNOT_START
+    fatal = receive(gateway)
+    assert isinstance(fatal, Fatal)
+    assert fatal.is_permanent
+    assert fatal.message.startswith("4 MiB are too little for KV: 3 rows need at least 5 MiB.")
 
 
 def test_anything_but_one_hello_is_a_protocol_error(

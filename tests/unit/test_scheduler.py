@@ -4,10 +4,13 @@ import itertools
 from collections.abc import Iterable
 
 import pytest
+from msgspec.structs import replace
 
 from tests.fakes import EchoRunner
-from verger.engine.scheduler import Scheduler, SequenceState
-from verger.engine.scheduler import Sequence as ScheduledSequence
+from tests.schedulers import PlainScheduler, closed, make_scheduler, opened
+from verger.engine.prefix_files import SaveOrder
+from verger.engine.sequence import Sequence as ScheduledSequence
+from verger.engine.sequence import SequenceState
 from verger.engine.steps import Plan, Prefill, Sampled
 from verger.messages import (
     Finished,
@@ -27,18 +30,6 @@ CONTEXT_TOKENS = 100
 STOP_ID = 99
 
 
-def make_scheduler(
-    max_rows: int = 4, max_waiting: int = 8, alone: int = 40, shared: int = 10
-) -> Scheduler:
-    return Scheduler(
-        context_tokens=CONTEXT_TOKENS,
-        max_rows=max_rows,
-        max_waiting=max_waiting,
-        prefill_tokens_alone=alone,
-        prefill_tokens_shared=shared,
-    )
-
-
 def submit(
     request_id: int,
     prompt_tokens: int = 3,
@@ -56,11 +47,16 @@ def submit(
     )
 
 
-def step(scheduler: Scheduler, *ids: tuple[int, int]) -> Plan:
+def step(scheduler: PlainScheduler, *ids: tuple[int, int]) -> Plan:
     """One step without launching ahead: plan it, then settle (request, token) pairs."""
     plan = scheduler.plan().plan
     scheduler.settle([Sampled(request_id, token_id) for request_id, token_id in ids])
     return plan
+
+
+def chunks(plan: Plan) -> list[tuple[int, int, int]]:
+    """Who is prefilled from where to where."""
+    return [(prefill.request_id, prefill.start, prefill.stop) for prefill in plan.prefills]
 
 
 def finished(frames: Iterable[FromEngine]) -> list[tuple[int, FinishReason, int]]:
@@ -71,7 +67,7 @@ def finished(frames: Iterable[FromEngine]) -> list[tuple[int, FinishReason, int]
     ]
 
 
-def decoding(scheduler: Scheduler, *request_ids: int) -> None:
+def decoding(scheduler: PlainScheduler, *request_ids: int) -> None:
     """Bring requests to where their first token is settled."""
     for request_id in request_ids:
         scheduler.submit(submit(request_id))
@@ -84,20 +80,21 @@ def test_a_request_is_prefilled_decoded_and_finished() -> None:
     asked = submit(1, prompt_tokens=3, max_tokens=2)
     scheduler.submit(asked)
     first = scheduler.plan()
-    assert first.opened == (asked,)
-    assert first.plan == Plan(prefills=(Prefill(1, 0, 3),))
+    assert opened(first) == [asked]
+    assert chunks(first.plan) == [(1, 0, 3)]
     scheduler.settle([Sampled(1, 7)])
     second = scheduler.plan()
-    assert second.opened == ()
+    assert opened(second) == []
     assert second.plan == Plan(decodes=(1,))
     scheduler.settle([Sampled(1, 8)])
     assert scheduler.take_frames() == [
+        Progress(1, prefilled_tokens=0, prompt_tokens=3),
         Progress(1, prefilled_tokens=3, prompt_tokens=3),
         Tokens([RowTokens(1, [7])]),
         Tokens([RowTokens(1, [8])]),
         Finished(1, FinishReason.LENGTH, prompt_tokens=3, completion_tokens=2),
     ]
-    assert scheduler.plan().closed == (1,)
+    assert closed(scheduler.plan()) == [1]
     assert scheduler.is_idle
     assert (scheduler.steps, scheduler.prefill_tokens, scheduler.decode_tokens) == (2, 3, 2)
 
@@ -164,37 +161,39 @@ def test_a_single_token_needs_no_decode() -> None:
 def test_every_prompt_token_is_prefilled_once_with_any_chunk_size(chunk: int) -> None:
     scheduler = make_scheduler(alone=chunk)
     scheduler.submit(submit(1, prompt_tokens=90, max_tokens=1))
-    chunks: list[Prefill] = []
+    prefills: list[Prefill] = []
     while not (plan := scheduler.plan().plan).is_empty:
-        chunks += plan.prefills
-        scheduler.settle([Sampled(1, 7)] if chunks[-1].stop == 90 else [])
-    assert [position for c in chunks for position in range(c.start, c.stop)] == list(range(90))
-    assert all(c.stop - c.start <= chunk for c in chunks)
+        prefills += plan.prefills
+        scheduler.settle([Sampled(1, 7)] if prefills[-1].stop == 90 else [])
+    assert [position for c in prefills for position in range(c.start, c.stop)] == list(range(90))
+    assert all(c.stop - c.start <= chunk for c in prefills)
 
 
 def test_prefill_gets_the_small_budget_while_others_decode() -> None:
-    scheduler = make_scheduler(alone=40, shared=10)
+    scheduler = make_scheduler(alone=40, beside=10)
     decoding(scheduler, 1)
     scheduler.submit(submit(2, prompt_tokens=60))
-    assert step(scheduler, (1, 7)) == Plan((Prefill(2, 0, 10),), (1,))
+    shared = step(scheduler, (1, 7))
+    assert (chunks(shared), shared.decodes) == ([(2, 0, 10)], (1,))
     scheduler.cancel(1)
-    assert step(scheduler) == Plan((Prefill(2, 10, 50),), ())
+    alone = step(scheduler)
+    assert (chunks(alone), alone.decodes) == ([(2, 10, 50)], ())
 
 
-def test_short_prompts_share_one_budget_first_come_first_served() -> None:
-    scheduler = make_scheduler(alone=10)
+def test_short_prompts_share_one_chunk_and_take_turns() -> None:
+    scheduler = make_scheduler(alone=10, caches=False)
     for request_id, prompt_tokens in ((1, 4), (2, 4), (3, 4), (4, 4)):
         scheduler.submit(submit(request_id, prompt_tokens))
     assert scheduler.plan().plan.prefills == (Prefill(1, 0, 4), Prefill(2, 0, 4), Prefill(3, 0, 2))
     scheduler.settle([Sampled(1, 7), Sampled(2, 7)])
-    assert scheduler.plan().plan == Plan((Prefill(3, 2, 4), Prefill(4, 0, 4)), (1, 2))
+    assert scheduler.plan().plan == Plan((Prefill(4, 0, 4), Prefill(3, 2, 4)), (1, 2))
 
 
 def test_progress_is_told_once_a_step_and_request() -> None:
     scheduler = make_scheduler(alone=40)
     scheduler.submit(submit(1, prompt_tokens=90))
     step(scheduler)
-    assert scheduler.take_frames() == [Progress(1, 40, 90)]
+    assert scheduler.take_frames() == [Progress(1, 0, 90), Progress(1, 40, 90)]
     step(scheduler)
     assert scheduler.take_frames() == [Progress(1, 80, 90)]
 
@@ -211,12 +210,12 @@ def test_rows_are_limited_and_refilled_when_one_ends() -> None:
     scheduler = make_scheduler(max_rows=2)
     for request_id in (1, 2, 3):
         scheduler.submit(submit(request_id, max_tokens=1))
-    assert [opened.request_id for opened in scheduler.plan().opened] == [1, 2]
+    assert [s.request_id for s in opened(scheduler.plan())] == [1, 2]
     assert (scheduler.running, scheduler.waiting) == (2, 1)
     scheduler.settle([Sampled(1, 7), Sampled(2, 7)])
     refill = scheduler.plan()
-    assert refill.closed == (1, 2)
-    assert [opened.request_id for opened in refill.opened] == [3]
+    assert closed(refill) == [1, 2]
+    assert [s.request_id for s in opened(refill)] == [3]
 
 
 @pytest.mark.parametrize("is_planned", [False, True])
@@ -229,9 +228,9 @@ def test_the_queue_takes_its_limit_and_rejects_one_more(is_planned: bool) -> Non
         scheduler.plan()
     for request_id in (3, 4, 5):
         scheduler.submit(submit(request_id))
-    assert scheduler.take_frames() == []
     scheduler.submit(submit(6))
-    assert scheduler.take_frames() == [Rejected(6, RejectReason.QUEUE_FULL)]
+    rejected = [frame for frame in scheduler.take_frames() if isinstance(frame, Rejected)]
+    assert rejected == [Rejected(6, RejectReason.QUEUE_FULL)]
     scheduler.check_integrity()
 
 
@@ -256,7 +255,7 @@ def test_cancel_while_waiting_never_opens_a_row() -> None:
     scheduler.submit(submit(2))
     scheduler.cancel(2)
     assert finished(scheduler.take_frames()) == [(2, FinishReason.CANCELLED, 0)]
-    assert scheduler.plan().closed == ()
+    assert closed(scheduler.plan()) == []
 
 
 def test_cancel_during_prefill_frees_the_row_at_the_next_step() -> None:
@@ -265,10 +264,13 @@ def test_cancel_during_prefill_frees_the_row_at_the_next_step() -> None:
     scheduler.plan()
     scheduler.cancel(1)
     after = scheduler.plan()
-    assert after.closed == (1,)
+    assert closed(after) == [1]
     assert after.plan.is_empty
     scheduler.settle([])
-    assert scheduler.take_frames() == [Finished(1, FinishReason.CANCELLED, 90, 0)]
+    assert scheduler.take_frames() == [
+        Progress(1, 0, 90),
+        Finished(1, FinishReason.CANCELLED, 90, 0),
+    ]
     assert scheduler.prefill_tokens == 40
 
 
@@ -357,7 +359,9 @@ def test_logprobs_travel_with_their_token() -> None:
             (SequenceState.WAITING, SequenceState.PREFILLING),
             (SequenceState.WAITING, SequenceState.FINISHED),
             (SequenceState.PREFILLING, SequenceState.DECODING),
+            (SequenceState.PREFILLING, SequenceState.WAITING),
             (SequenceState.PREFILLING, SequenceState.FINISHED),
+            (SequenceState.DECODING, SequenceState.WAITING),
             (SequenceState.DECODING, SequenceState.FINISHED),
         }
     ],
@@ -365,13 +369,16 @@ def test_logprobs_travel_with_their_token() -> None:
 def test_an_illegal_move_of_a_sequence_is_a_defect(
     before: SequenceState, after: SequenceState
 ) -> None:
-    sequence = ScheduledSequence(submit(1), max_tokens=5, state=before)
+    asked = submit(1)
+    sequence = ScheduledSequence(asked, asked, 5, order=1, arrived_s=0.0, state=before)
     with pytest.raises(AssertionError):
         sequence.move(after)
 
 
-@pytest.mark.parametrize("defect", [submit(1, prompt_tokens=0), submit(1, max_tokens=0)])
-def test_an_empty_prompt_or_nothing_to_generate_is_the_gateways_defect(defect: Submit) -> None:
+@pytest.mark.parametrize(
+    "defect", [submit(1, prompt_tokens=0), replace(submit(1, max_tokens=0), forks=[2])]
+)
+def test_an_empty_prompt_or_forks_of_nothing_are_the_gateways_defect(defect: Submit) -> None:
     with pytest.raises(AssertionError):
         make_scheduler().submit(defect)
 
@@ -382,8 +389,9 @@ def test_the_fake_runner_agrees_with_the_scheduler_on_the_contexts_last_token() 
     scheduler.submit(submit(1, prompt_tokens=CONTEXT_TOKENS - 3, max_tokens=50))
     while not scheduler.is_idle:
         planned = scheduler.plan()
-        for opened in planned.opened:
-            runner.open(opened)
+        for edit in planned.edits:
+            assert not isinstance(edit, SaveOrder)
+            runner.apply(edit)
         if not planned.plan.is_empty:
             runner.launch(planned.plan)
             scheduler.settle(runner.collect())

@@ -2,19 +2,14 @@
 
 import pytest
 
-from verger.engine.scheduler import Scheduler
+from tests import schedulers
+from tests.schedulers import PlainScheduler, closed, opened
 from verger.engine.steps import Plan, Prefill
 from verger.messages import Finished, FromEngine, Rejected, RejectReason, Submit
 
 
-def make_scheduler(max_rows: int = 4, max_waiting: int = 8, chunk: int = 4) -> Scheduler:
-    return Scheduler(
-        context_tokens=100,
-        max_rows=max_rows,
-        max_waiting=max_waiting,
-        prefill_tokens_alone=chunk,
-        prefill_tokens_shared=chunk,
-    )
+def make_scheduler(max_rows: int = 4, max_waiting: int = 8, chunk: int = 4) -> PlainScheduler:
+    return schedulers.make_scheduler(max_rows, max_waiting, chunk, chunk, caches=False)
 
 
 def submit(request_id: int, prompt_tokens: int = 6, forks: tuple[int, ...] = ()) -> Submit:
@@ -29,8 +24,8 @@ def test_forks_start_with_the_step_that_ends_their_leaders_prompt() -> None:
     scheduler = make_scheduler()
     scheduler.submit(submit(1, forks=(2, 3)))
     first, second = scheduler.plan(), scheduler.plan()
-    assert [opened.request_id for opened in first.opened] == [1, 2, 3]
-    assert [opened.sampling.choice for opened in first.opened] == [0, 1, 2]
+    assert [s.request_id for s in opened(first)] == [1, 2, 3]
+    assert [s.sampling.choice for s in opened(first)] == [0, 1, 2]
     assert first.plan == Plan((Prefill(1, 0, 4),))
     assert second.plan == Plan((Prefill(1, 4, 6, forks=(2, 3)),))
 
@@ -79,7 +74,7 @@ def test_a_cancelled_fork_is_not_started() -> None:
     scheduler.plan()
     scheduler.cancel(2)
     step = scheduler.plan()
-    assert step.closed == (2,)
+    assert closed(step) == [2]
     assert step.plan == Plan((Prefill(1, 4, 6, forks=(3,)),))
 
 

@@ -7,27 +7,30 @@ or the gateway is gone, 1 failed, 3 cannot start and a restart would not help.
 
 import argparse
 import logging
+import math
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from verger import log
+from verger.engine.cache_disk import CacheDisk
+from verger.engine.disk import DiskTier
 from verger.engine.fake import FakeRunner
 from verger.engine.loop import Loop
-from verger.engine.scheduler import (
-    MAX_ROWS,
-    PREFILL_TOKENS_ALONE,
-    PREFILL_TOKENS_SHARED,
-    Scheduler,
-)
+from verger.engine.pacing import MAX_CHUNK_TOKENS, Pacer
+from verger.engine.places import BLOCK_TOKENS
+from verger.engine.scheduler import MAX_ROWS, Scheduler
 from verger.engine.steps import Runner
 from verger.engine.transport import Connection, ConnectionClosed, ProtocolError
 from verger.errors import EXIT_CANNOT_START, StartupError
 from verger.messages import PROTOCOL_VERSION, Fatal, Hello, Ready
 
 HELLO_WAIT_S = 60.0
+MIN_CONTEXT_TOKENS = BLOCK_TOKENS
+"""Less than a block of KV serves nobody."""
 EXIT_FAILED = 1
 
 logger = logging.getLogger("verger.engine")
@@ -70,14 +73,39 @@ def _run(connection: Connection, options: argparse.Namespace) -> None:
     hello = _await_hello(connection)
     started_s = time.monotonic()
     runner = _load(options, hello)
-    connection.send([_ready(options, runner, time.monotonic() - started_s)])
     scheduler = Scheduler(
+        runner.kv,
         context_tokens=runner.context_tokens,
-        max_rows=options.max_rows,
-        prefill_tokens_alone=options.prefill_chunk,
-        prefill_tokens_shared=min(options.prefill_chunk, PREFILL_TOKENS_SHARED),
+        limit_bytes=options.kv_bytes or runner.free_bytes,
+        pacer=Pacer(options.target_itl_ms / 1000, options.prefill_chunk),
+        caches=options.prefix_cache,
+        fingerprint=runner.fingerprint,
     )
-    Loop(connection, runner, scheduler, time.monotonic).run()
+    if scheduler.context_tokens < MIN_CONTEXT_TOKENS:
+        raise StartupError(_too_small(scheduler, runner))
+    disk = _open_disk(options, runner, scheduler)
+    load_s = time.monotonic() - started_s
+    connection.send([_ready(options, runner, scheduler.context_tokens, load_s)])
+    Loop(connection, runner, scheduler, time.monotonic, disk).run()
+    if disk is not None:
+        disk.close(time.sleep)
+
+
+def _open_disk(
+    options: argparse.Namespace, runner: Runner, scheduler: Scheduler
+) -> CacheDisk | None:
+    if options.cache_dir is None or not options.prefix_cache:
+        return None
+    tier = DiskTier(
+        options.cache_dir,
+        runner.fingerprint,
+        options.disk_bytes,
+        options.disk_daily_bytes,
+        today=lambda: datetime.now(UTC).date().isoformat(),
+    )
+    disk = CacheDisk(tier, scheduler.kv, runner.export, time.monotonic)
+    disk.open()
+    return disk
 
 
 def _await_hello(connection: Connection) -> Hello:
@@ -105,7 +133,7 @@ def _check_version(hello: Hello) -> Hello:
 
 def _load(options: argparse.Namespace, hello: Hello) -> Runner:
     if options.fake is not None:
-        return FakeRunner.load(options.fake, options.model)
+        return FakeRunner.load(options.fake, options.model, options.max_rows)
     try:
         # Only here: MLX takes long to import and is absent without the extra.
         from verger.engine.device.runner import MlxRunner
@@ -116,12 +144,24 @@ def _load(options: argparse.Namespace, hello: Hello) -> Runner:
     return MlxRunner.load(options.model, hello, options.max_rows)
 
 
-def _ready(options: argparse.Namespace, runner: Runner, load_s: float) -> Ready:
+def _too_small(scheduler: Scheduler, runner: Runner) -> str:
+    kv = runner.kv
+    needed = kv.ring_bytes + MIN_CONTEXT_TOKENS * kv.token_bytes
+    return (
+        f"{scheduler.kv.limit_bytes / 2**20:.0f} MiB are too little for KV: {kv.max_rows} rows "
+        f"need at least {math.ceil(needed / 2**20)} MiB. Raise engine.kv_gib, lower "
+        "engine.max_rows, or serve a smaller model."
+    )
+
+
+def _ready(
+    options: argparse.Namespace, runner: Runner, context_tokens: int, load_s: float
+) -> Ready:
     return Ready(
         version=PROTOCOL_VERSION,
         model_id=options.model_id,
         vocabulary_size=runner.vocabulary_size,
-        context_tokens=runner.context_tokens,
+        context_tokens=context_tokens,
         max_rows=options.max_rows,
         device=runner.device,
         load_s=load_s,
@@ -137,9 +177,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--prefill-chunk",
         type=int,
-        default=PREFILL_TOKENS_ALONE,
+        default=MAX_CHUNK_TOKENS,
         help="the most prompt tokens a step",
     )
+    parser.add_argument(
+        "--target-itl-ms", type=float, default=250.0, help="what a step beside streams may take"
+    )
+    parser.add_argument("--kv-bytes", type=int, default=0, help="for all KV; 0: what is free")
+    parser.add_argument("--no-prefix-cache", dest="prefix_cache", action="store_false")
+    parser.add_argument("--cache-dir", type=Path, help="where prefixes are kept; none: nowhere")
+    parser.add_argument("--disk-bytes", type=int, default=0, help="the most in that folder")
+    parser.add_argument("--disk-daily-bytes", type=int, default=0, help="the most written a day")
     parser.add_argument("--fake", type=Path, help="play this script instead of the model")
     return parser.parse_args(arguments)
 

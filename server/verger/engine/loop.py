@@ -10,13 +10,26 @@ a hung device shows to the gateway as silence.
 
 from collections.abc import Callable
 
+from verger.engine.cache_disk import POLL_S, CacheDisk
+from verger.engine.prefix_files import SaveOrder
 from verger.engine.scheduler import Scheduler
-from verger.engine.steps import Runner
+from verger.engine.steps import Edit, Runner
 from verger.engine.transport import Connection, ProtocolError
-from verger.messages import Cancel, Drain, FromEngine, Heartbeat, Stats, Submit, ToEngine
+from verger.messages import (
+    CacheStats,
+    Cancel,
+    Drain,
+    FromEngine,
+    Heartbeat,
+    Stats,
+    Submit,
+    ToEngine,
+)
 
 HEARTBEAT_S = 1.0
 """Between two heartbeats, also when idle; statistics are sent as often while it computes."""
+BLOCKED_S = 0.005
+"""Between two looks whether somebody who waits for memory, or for the disk, can go on."""
 
 
 class Loop:
@@ -28,19 +41,24 @@ class Loop:
         runner: Runner,
         scheduler: Scheduler,
         clock: Callable[[], float],
+        disk: CacheDisk | None = None,
     ) -> None:
         self._connection = connection
         self._runner = runner
         self._scheduler = scheduler
         self._clock = clock
+        self._disk = disk
         self._next_beat_s = clock()
         self._was_idle = True
+        self._is_blocked = False
 
     def run(self) -> None:
         """Ten lines a step."""
         scheduler = self._scheduler
         while not (scheduler.is_draining and scheduler.is_idle):
             self._drain_inbox()
+            if self._disk is not None:
+                self._disk.poll()
             if scheduler.needs_tokens:
                 self._collect()
             is_launched = self._launch()
@@ -54,34 +72,42 @@ class Loop:
             self._handle(message)
 
     def _idle_s(self) -> float:
-        if not self._scheduler.is_idle:
-            return 0.0
-        return max(0.0, self._next_beat_s - self._clock())
+        beat_s = max(0.0, self._next_beat_s - self._clock())
+        if self._scheduler.is_idle:
+            is_disk_busy = self._disk is not None and self._disk.is_busy
+            return min(POLL_S, beat_s) if is_disk_busy else beat_s
+        return min(BLOCKED_S, beat_s) if self._is_blocked else 0.0
 
     def _handle(self, message: ToEngine) -> None:
         match message:
             case Submit():
-                self._scheduler.submit(message)
+                self._scheduler.submit(message, self._clock())
             case Cancel():
-                self._scheduler.cancel(message.request_id)
+                self._scheduler.cancel(message.request_id, self._clock())
             case Drain():
-                self._scheduler.drain()
+                self._scheduler.drain(self._clock())
             case _:
                 raise ProtocolError(f"{type(message).__name__} while the engine runs")
 
     def _launch(self) -> bool:
-        step = self._scheduler.plan()
-        for request_id in step.closed:
-            self._runner.close(request_id)
-        for submit in step.opened:
-            self._runner.open(submit)
+        step = self._scheduler.plan(self._clock())
+        for edit in step.edits:
+            self._apply(edit)
+        self._is_blocked = step.plan.is_empty and not self._scheduler.launched
         if step.plan.is_empty:
             return False
         self._runner.launch(step.plan)
         return True
 
+    def _apply(self, edit: Edit | SaveOrder) -> None:
+        if not isinstance(edit, SaveOrder):
+            self._runner.apply(edit)
+        elif self._disk is not None:
+            self._disk.save(edit)
+
     def _collect(self) -> None:
-        self._scheduler.settle(self._runner.collect())
+        sampled = self._runner.collect()
+        self._scheduler.settle(sampled, self._runner.step_s, self._clock())
 
     def _emit(self) -> None:
         frames = self._scheduler.take_frames()
@@ -114,4 +140,10 @@ class Loop:
             kv_bytes=memory.kv_bytes,
             active_bytes=memory.active_bytes,
             peak_bytes=memory.peak_bytes,
+            cache=self._cache_stats(),
+            prefill=self._scheduler.pacer.stats(),
         )
+
+    def _cache_stats(self) -> CacheStats:
+        stats = self._scheduler.cache_stats()
+        return stats if self._disk is None else self._disk.stats(stats)

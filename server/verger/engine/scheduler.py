@@ -1,16 +1,18 @@
-"""Chooses what the next step computes and whose turn it is: pure, called by the loop only.
+"""Chooses what the next step computes and who gets a row: pure, called by the loop only.
 
 Continuous batching with chunked prefill (Orca, OSDI 2022; Sarathi-Serve, OSDI 2024): rows join
 and leave at any step, every decoding row gets one token a step, and a bounded piece of prompt
 rides along. Must not know sockets, clocks, MLX or text.
 
-    submit ─► WAITING ─► PREFILLING ─► DECODING ─► FINISHED ─► one Finished frame
-       │         └───────────┴── cancel ──┴────────────▲
-       └─► one Rejected frame
+    submit ─► one Rejected frame, or a Sequence (`sequence.py` draws its life) and one Finished
 
-A plan may be launched before the one before it is settled, so a sequence counts what is launched
-and what is settled separately. What a step computed for a sequence that finished meanwhile is
-dropped in `settle` and leaves no trace.
+Four files share the work: this one moves sequences from state to state, `row_queue.py` says who
+waits and why, `kv_budget.py` finds the bytes and `step_planner.py` cuts the chunks. Over memory,
+cached prefixes are evicted first, then whoever waits goes on waiting, then the youngest row of the
+least class is preempted: its KV goes to the cache and it resumes later.
+
+A plan may be launched before the one before it is settled. What a step computed for a sequence
+that finished or lost its row meanwhile is dropped in `settle` and leaves no trace.
 
 The choices of one answer are a leader and its forks: they are admitted together, the leader is
 prefilled, and the step that ends its prompt starts the forks as well. Should the leader be
@@ -18,14 +20,18 @@ cancelled before, the next of them takes its place.
 """
 
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import Enum
 
 from msgspec.structs import replace
 
-from verger.engine.steps import MAX_LAUNCHED_STEPS, Plan, Prefill, Sampled, has_penalties
+from verger.engine.kv_budget import KVBudget
+from verger.engine.pacing import Pacer
+from verger.engine.prefix_cache import Kind
+from verger.engine.row_queue import MAX_WAITING, RowQueue
+from verger.engine.sequence import Sequence, SequenceState
+from verger.engine.step_planner import PlannedStep, StepPlanner, will_decode
+from verger.engine.steps import MAX_LAUNCHED_STEPS, KVGeometry, Prefill, Sampled, Step
 from verger.messages import (
+    CacheStats,
     Finished,
     FinishReason,
     FromEngine,
@@ -38,74 +44,6 @@ from verger.messages import (
 )
 
 MAX_ROWS = 16
-MAX_WAITING = 256
-PREFILL_TOKENS_ALONE = 2048
-"""Prompt tokens a step while nobody decodes; bounds how long a cancel or a heartbeat waits."""
-PREFILL_TOKENS_SHARED = 512
-"""Prompt tokens a step while others decode; bounds how long their next token waits."""
-
-
-class SequenceState(Enum):
-    """Where a sequence is in its life; the diagram is in the module docstring."""
-
-    WAITING = "waiting"
-    PREFILLING = "prefilling"
-    DECODING = "decoding"
-    FINISHED = "finished"
-
-
-_MOVES = {
-    SequenceState.WAITING: (SequenceState.PREFILLING, SequenceState.FINISHED),
-    SequenceState.PREFILLING: (SequenceState.DECODING, SequenceState.FINISHED),
-    SequenceState.DECODING: (SequenceState.FINISHED,),
-    SequenceState.FINISHED: (),
-}
-
-
-@dataclass(slots=True)
-class Sequence:
-    """One request in flight. Launched counts run ahead of settled ones by the launched plans."""
-
-    submit: Submit
-    max_tokens: int
-    """What it may generate: what was asked, cut at the context's end."""
-    leader: "Sequence | None" = None
-    """Whose prefill this one shares; None for a sequence that has its own."""
-    state: SequenceState = SequenceState.WAITING
-    prefilled_tokens: int = 0
-    launched_tokens: int = 0
-    settled_tokens: int = 0
-
-    @property
-    def prompt_tokens(self) -> int:
-        """The prompt's length."""
-        return len(self.submit.prompt)
-
-    @property
-    def needs_tokens(self) -> bool:
-        """Whether a step cannot be launched before this row's last token is known to the host."""
-        return self.submit.grammar is not None or has_penalties(self.submit.sampling)
-
-    def start_decoding(self) -> None:
-        """The prompt is computed, by this sequence or its leader, and a first token launched."""
-        self.prefilled_tokens = self.prompt_tokens
-        self.launched_tokens = 1
-        self.leader = None
-        self.move(SequenceState.DECODING)
-
-    def move(self, state: SequenceState) -> None:
-        """The one place where a state changes."""
-        assert state in _MOVES[self.state], (self.state, state)
-        self.state = state
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Rows to free, rows to allocate, then what to compute, in this order."""
-
-    closed: tuple[int, ...]
-    opened: tuple[Submit, ...]
-    plan: Plan
 
 
 class Scheduler:
@@ -113,29 +51,36 @@ class Scheduler:
 
     def __init__(
         self,
+        geometry: KVGeometry,
         *,
         context_tokens: int,
-        max_rows: int = MAX_ROWS,
+        limit_bytes: int,
+        pacer: Pacer,
+        caches: bool = True,
+        fingerprint: str = "",
         max_waiting: int = MAX_WAITING,
-        prefill_tokens_alone: int = PREFILL_TOKENS_ALONE,
-        prefill_tokens_shared: int = PREFILL_TOKENS_SHARED,
     ) -> None:
-        assert min(max_rows, prefill_tokens_alone, prefill_tokens_shared) >= 1
-        self.context_tokens = context_tokens
-        self.max_rows = max_rows
-        self.max_waiting = max_waiting
-        self.prefill_tokens_alone = prefill_tokens_alone
-        self.prefill_tokens_shared = prefill_tokens_shared
+        self.pacer = pacer
+        self.kv = KVBudget(
+            geometry, limit_bytes, pacer.prefill_s, caches=caches, fingerprint=fingerprint
+        )
+        self.context_tokens = min(context_tokens, self.kv.longest_row())
+        """The longest sequence that the model takes and the memory holds."""
+        self.max_rows = geometry.max_rows
         self.steps = 0
-        self.prefill_tokens = 0
         self.decode_tokens = 0
+        self.asked_tokens = 0
+        self.cached_tokens = 0
+        self.preemptions = 0
         self.is_draining = False
-        # Both in order of arrival: rows are prefilled first come, first served.
-        self._waiting: dict[int, Sequence] = {}
+        self._planner = StepPlanner(self.kv, pacer)
+        self._queue = RowQueue(self.kv, geometry.max_rows, max_waiting)
         self._rows: dict[int, Sequence] = {}
-        self._launched: deque[Plan] = deque()
-        self._closed: list[int] = []
+        """In order of admission."""
+        self._launched: deque[PlannedStep] = deque()
         self._frames: list[FromEngine] = []
+        self._arrivals = 0
+        self._now_s = 0.0
 
     @property
     def running(self) -> int:
@@ -145,7 +90,12 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Sequences that wait for a row."""
-        return len(self._waiting)
+        return len(self._queue)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens computed, or being computed, since the start."""
+        return self._planner.prefill_tokens
 
     @property
     def launched(self) -> int:
@@ -154,8 +104,9 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to compute, to free, to settle or to say."""
-        return not (self._waiting or self._rows or self._launched or self._closed or self._frames)
+        """Whether there is nothing to compute, to change on the device, to settle or to say."""
+        is_busy = self.waiting or self._rows or self._launched or self._frames
+        return not (is_busy or self.kv.has_edits)
 
     @property
     def needs_tokens(self) -> bool:
@@ -165,52 +116,53 @@ class Scheduler:
             for row in self._rows.values()
         )
 
-    def submit(self, submit: Submit) -> None:
+    def submit(self, submit: Submit, now_s: float) -> None:
         """Queue a sequence and its forks, or reject them."""
         request_ids = (submit.request_id, *submit.forks)
         assert len(set(request_ids)) == len(request_ids) <= self.max_rows
-        assert not self._waiting.keys() & set(request_ids)
-        assert not self._rows.keys() & set(request_ids)
+        assert not any(i in self._queue or i in self._rows for i in request_ids)
         assert submit.prompt
-        assert submit.max_tokens >= 1
+        assert submit.max_tokens >= 1 or not submit.forks
         reason = self._reject_reason(submit)
         if reason is not None:
             self._frames += [Rejected(request_id, reason) for request_id in request_ids]
             return
-        max_tokens = min(submit.max_tokens, self.context_tokens - len(submit.prompt))
-        leader = self._waiting[submit.request_id] = Sequence(submit, max_tokens)
+        leader = self._arrive(submit, None, now_s)
         for choice, request_id in enumerate(submit.forks, start=1):
-            fork = _fork(submit, request_id, choice)
-            self._waiting[request_id] = Sequence(fork, max_tokens, leader)
+            self._arrive(_fork(submit, request_id, choice), leader, now_s)
 
-    def cancel(self, request_id: int) -> None:
+    def cancel(self, request_id: int, now_s: float) -> None:
         """Finish a sequence wherever it is; a request that ended meanwhile is no error."""
-        sequence = self._waiting.get(request_id) or self._rows.get(request_id)
+        self._now_s = now_s
+        sequence = self._queue.get(request_id) or self._rows.get(request_id)
         if sequence is not None:
             self._finish(sequence, FinishReason.CANCELLED)
 
-    def drain(self) -> None:
-        """Reject every Submit from now on; what was taken runs to its end."""
+    def drain(self, now_s: float) -> None:
+        """Reject every Submit from now on; what was taken runs to its end, unless nobody waits."""
         self.is_draining = True
+        for sequence in [*self._queue, *self._rows.values()]:
+            if sequence.is_background:
+                self.cancel(sequence.request_id, now_s)
 
-    def plan(self) -> Step:
-        """The next step; it counts as launched unless its plan is empty."""
+    def plan(self, now_s: float) -> Step:
+        """The next step; its plan counts as launched unless it is empty."""
         assert self.launched < MAX_LAUNCHED_STEPS
-        closed = tuple(self._closed)
-        self._closed.clear()
-        opened = tuple(self._admit())
-        decodes = tuple(self._plan_decodes())
-        budget = self.prefill_tokens_shared if decodes else self.prefill_tokens_alone
-        plan = Plan(tuple(self._plan_prefills(budget)), decodes)
-        if not plan.is_empty:
-            self._launched.append(plan)
-        return Step(closed, opened, plan)
+        self._now_s = now_s
+        self._grow_rows()
+        self._admit()
+        planned = self._planner.plan(list(self._rows.values()), self._forks_of, now_s)
+        if not planned.plan.is_empty:
+            self._launched.append(planned)
+        return Step(self.kv.take_edits(), planned.plan)
 
-    def settle(self, sampled: list[Sampled]) -> None:
-        """Take in what the oldest launched plan sampled."""
-        plan = self._launched.popleft()
+    def settle(self, sampled: list[Sampled], seconds: float, now_s: float) -> None:
+        """Take in what the oldest launched plan sampled, and how long it took."""
+        self._now_s = now_s
+        launched = self._launched.popleft()
         self.steps += 1
-        self._report_prefills(plan.prefills)
+        self.pacer.observe(launched.work, seconds, launched.prefill_tokens)
+        self._settle_prefills(launched.plan.prefills)
         taken = [token for token in sampled if token.request_id in self._rows]
         if not taken:
             return
@@ -218,8 +170,8 @@ class Scheduler:
         self._frames.append(Tokens([_row_tokens(token) for token in taken]))
         for token in taken:
             sequence = self._rows[token.request_id]
-            sequence.settled_tokens += 1
-            reason = _finish_reason(sequence, token.id)
+            sequence.ids.append(token.id)
+            reason = sequence.finish_reason()
             if reason is not None:
                 self._finish(sequence, reason)
 
@@ -228,102 +180,154 @@ class Scheduler:
         frames, self._frames = self._frames, []
         return frames
 
+    def cache_stats(self) -> CacheStats:
+        """The cache as the gateway reports it, without the disk."""
+        cache = self.kv.cache
+        return CacheStats(
+            nodes=cache.nodes,
+            bytes=cache.bytes,
+            limit_bytes=self.kv.limit_bytes,
+            asked_tokens=self.asked_tokens,
+            cached_tokens=self.cached_tokens,
+            evictions=cache.evictions,
+            preemptions=self.preemptions,
+            background_tokens=self._planner.background_tokens,
+        )
+
     def check_integrity(self) -> None:
         """Assert what must hold between any two calls; for randomised tests."""
-        free_rows = self.max_rows - self.running
-        assert 0 <= free_rows
-        assert self.waiting <= self.max_waiting + free_rows
+        assert self.running <= self.max_rows
         assert self.launched <= MAX_LAUNCHED_STEPS
-        assert not self._waiting.keys() & self._rows.keys()
-        for sequence in self._waiting.values():
-            assert sequence.state is SequenceState.WAITING
-            assert sequence.prefilled_tokens == sequence.launched_tokens == 0
-        for request_id, sequence in self._rows.items():
-            assert request_id == sequence.submit.request_id
-            self._check_row(sequence)
+        self._queue.check_integrity()
+        for request_id, row in self._rows.items():
+            assert request_id not in self._queue
+            assert request_id == row.request_id
+            self._check_row(row)
+        self.kv.check_integrity([row.place for row in self._rows.values() if row.place])
 
     def _check_row(self, row: Sequence) -> None:
-        is_prefilled = row.prefilled_tokens == row.prompt_tokens
+        assert row.place is not None
+        assert row.computed_tokens <= row.place.capacity
         assert 0 <= row.prefilled_tokens <= row.prompt_tokens < self.context_tokens
-        assert row.state is (SequenceState.DECODING if is_prefilled else SequenceState.PREFILLING)
+        assert (row.state is SequenceState.DECODING) == (row.launched_tokens > 0)
+        assert row.state in (SequenceState.PREFILLING, SequenceState.DECODING)
         assert 0 <= row.launched_tokens - row.settled_tokens <= self.launched
-        assert row.settled_tokens < row.max_tokens
-        assert is_prefilled == (row.launched_tokens > 0)
+        assert row.launched_tokens <= row.max_tokens
         if row.leader is not None:
             assert row.prefilled_tokens == 0
             assert row.leader.state is SequenceState.PREFILLING
-        assert row.launched_tokens <= row.max_tokens
+
+    def _arrive(self, submit: Submit, leader: Sequence | None, now_s: float) -> Sequence:
+        max_tokens = min(submit.max_tokens, self.context_tokens - len(submit.prompt))
+        self._arrivals += 1
+        sequence = Sequence(submit, submit, max_tokens, self._arrivals, now_s, leader)
+        self._queue.add(sequence)
+        return sequence
 
     def _reject_reason(self, submit: Submit) -> RejectReason | None:
         if self.is_draining:
             return RejectReason.DRAINING
         if len(submit.prompt) >= self.context_tokens:
             return RejectReason.TOO_LONG
-        # Whoever fits into a free row does not count as waiting.
-        room = self.max_waiting + self.max_rows - self.running
-        if self.waiting + 1 + len(submit.forks) > room:
+        if not self._queue.has_room(1 + len(submit.forks), self.running):
             return RejectReason.QUEUE_FULL
         return None
 
-    def _admit(self) -> Iterable[Submit]:
-        while self._waiting:
-            request_id, sequence = next(iter(self._waiting.items()))
-            forks = [row for row in self._waiting.values() if row.leader is sequence]
+    # Rows come and go.
+
+    def _admit(self) -> None:
+        """Give rows to whoever can have one; the background makes way."""
+        if self._queue.has_urgent:
+            for row in [row for row in self._rows.values() if row.is_background]:
+                self._preempt(row)
+        for sequence in self._queue.candidates(self._rows.values(), self.steps):
+            if sequence.is_prefill_only and self.kv.match(sequence) == sequence.prompt_tokens:
+                self._finish(sequence, FinishReason.LENGTH)
+                continue
+            if sequence.is_background and not self._may_run_background():
+                continue
+            forks = self._queue.forks_of(sequence)
             if self.running + 1 + len(forks) > self.max_rows:
                 return
-            del self._waiting[request_id]
-            sequence.move(SequenceState.PREFILLING)
-            self._rows[request_id] = sequence
-            yield sequence.submit
-
-    def _plan_decodes(self) -> Iterable[int]:
-        for request_id, row in self._rows.items():
-            is_decoding = row.state is SequenceState.DECODING
-            if is_decoding and row.launched_tokens < row.max_tokens:
-                row.launched_tokens += 1
-                yield request_id
-
-    def _plan_prefills(self, budget: int) -> Iterable[Prefill]:
-        for request_id, row in self._rows.items():
-            if budget == 0:
+            if not self._open(sequence, forks) and self._queue.holds_back_others(
+                sequence, self._now_s
+            ):
                 return
-            if row.state is not SequenceState.PREFILLING or row.leader is not None:
-                continue
-            start = row.prefilled_tokens
-            stop = min(row.prompt_tokens, start + budget)
-            budget -= stop - start
-            row.prefilled_tokens = stop
-            forks: tuple[int, ...] = ()
-            if stop == row.prompt_tokens:
-                forks = tuple(fork.submit.request_id for fork in self._forks_of(row))
-                for starting in (row, *self._forks_of(row)):
-                    starting.start_decoding()
-            yield Prefill(request_id, start, stop, forks)
 
-    def _forks_of(self, leader: Sequence) -> list[Sequence]:
-        """Who still waits for this one's prefill, or with it."""
-        everyone = (*self._rows.values(), *self._waiting.values())
-        return [sequence for sequence in everyone if sequence.leader is leader]
+    def _may_run_background(self) -> bool:
+        """One at a time, while a row stays free and nobody else waits."""
+        is_running = any(row.is_background for row in self._rows.values())
+        has_row = self.running < max(1, self.max_rows - 1)
+        return has_row and not is_running and not self._queue.has_urgent
 
-    def _report_prefills(self, prefills: tuple[Prefill, ...]) -> None:
-        for prefill in prefills:
-            self.prefill_tokens += prefill.stop - prefill.start
-            for request_id in (prefill.request_id, *prefill.forks):
-                row = self._rows.get(request_id)
-                if row is not None:
-                    self._frames.append(Progress(request_id, prefill.stop, row.prompt_tokens))
+    def _open(self, sequence: Sequence, forks: list[Sequence]) -> bool:
+        spend_s = self._queue.spend_s(sequence, self._now_s)
+        opened = self.kv.open(sequence, [f.submit for f in forks], self._now_s, spend_s)
+        if opened is None and forks and not self._rows:
+            # Together they would not fit: each fork will find the leader's prefix in its turn.
+            for fork in forks:
+                fork.leader = None
+            forks = []
+            opened = self.kv.open(sequence, [], self._now_s, spend_s)
+        if opened is None:
+            return False
+        for row, place in zip([sequence, *forks], opened.places, strict=True):
+            self._queue.remove(row)
+            row.open(place, opened.cached_tokens if row is sequence else 0, self._planner.turn)
+            self._rows[row.request_id] = row
+            self._report(row, opened.cached_tokens)
+        if not sequence.is_background:
+            self.asked_tokens += sequence.prompt_tokens
+            self.cached_tokens += opened.cached_tokens
+        return True
+
+    def _grow_rows(self) -> None:
+        """Room for one more position in every row that decodes; the youngest may lose its own."""
+        for row in list(self._rows.values()):
+            while self._must_grow(row):
+                place = self.kv.grow(row, row.computed_tokens + 1, self._now_s)
+                if place is not None:
+                    row.place = place
+                else:
+                    self._preempt(self._youngest())
+
+    def _must_grow(self, row: Sequence) -> bool:
+        if row.request_id not in self._rows or not will_decode(row):
+            return False
+        assert row.place is not None
+        return row.computed_tokens + 1 > row.place.capacity
+
+    def _youngest(self) -> Sequence:
+        """Of the least class present, who came last; nobody whose prefill others share."""
+        leaders = {id(row.leader) for row in self._rows.values() if row.leader is not None}
+        rows = [r for r in self._rows.values() if r.leader is None and id(r) not in leaders]
+        return max(rows, key=lambda row: (row.asked.priority, row.order))
+
+    def _preempt(self, row: Sequence) -> None:
+        """Take its row; a lone one comes back to a larger place, which holds what it had."""
+        self.kv.close(row, Kind.END, self._now_s, will_resume=True)
+        del self._rows[row.request_id]
+        row.preempt(resumes_after=self.steps + self.launched)
+        self._queue.add(row)
+        self.preemptions += not row.is_background
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        request_id = sequence.submit.request_id
         if sequence.state is SequenceState.WAITING:
-            del self._waiting[request_id]
+            self._queue.remove(sequence)
         else:
-            del self._rows[request_id]
-            self._closed.append(request_id)
+            kind = Kind.OPEN if sequence.ends_open else Kind.END
+            self.kv.close(sequence, kind, self._now_s)
+            del self._rows[sequence.request_id]
         sequence.move(SequenceState.FINISHED)
         self._hand_over(sequence)
         self._frames.append(
-            Finished(request_id, reason, sequence.prompt_tokens, sequence.settled_tokens)
+            Finished(
+                sequence.request_id,
+                reason,
+                len(sequence.asked.prompt),
+                sequence.completion_tokens,
+                sequence.cached_tokens or 0,
+            )
         )
 
     def _hand_over(self, leader: Sequence) -> None:
@@ -331,6 +335,26 @@ class Scheduler:
         forks = self._forks_of(leader)
         for fork in forks:
             fork.leader = None if fork is forks[0] else forks[0]
+
+    def _forks_of(self, leader: Sequence) -> list[Sequence]:
+        rows = [row for row in self._rows.values() if row.leader is leader]
+        return [*rows, *self._queue.forks_of(leader)]
+
+    def _settle_prefills(self, prefills: tuple[Prefill, ...]) -> None:
+        for prefill in prefills:
+            for request_id in (prefill.request_id, *prefill.forks):
+                row = self._rows.get(request_id)
+                if row is None:
+                    continue
+                self._report(row, prefill.stop)
+                if row.is_prefill_only and prefill.stop == row.prompt_tokens:
+                    self._finish(row, FinishReason.LENGTH)
+
+    def _report(self, row: Sequence, prefilled_tokens: int) -> None:
+        asked_tokens = len(row.asked.prompt)
+        done = min(prefilled_tokens, asked_tokens)
+        cached = min(row.cached_tokens or 0, asked_tokens)
+        self._frames.append(Progress(row.request_id, done, asked_tokens, cached))
 
 
 def _fork(submit: Submit, request_id: int, choice: int) -> Submit:
@@ -341,11 +365,3 @@ def _fork(submit: Submit, request_id: int, choice: int) -> Submit:
 def _row_tokens(token: Sampled) -> RowTokens:
     logprobs = [] if token.logprob is None else [token.logprob]
     return RowTokens(token.request_id, [token.id], logprobs)
-
-
-def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
-    if token_id in sequence.submit.stop_ids:
-        return FinishReason.STOP
-    if sequence.settled_tokens == sequence.max_tokens:
-        return FinishReason.LENGTH
-    return None

@@ -3,7 +3,8 @@
 Called by the runner. A step is a flat list of tokens, the decode rows first (ordered by the block
 that holds their KV), then the prefill segments. Projections, experts and the head see all tokens
 at once as (tokens, width); attention runs once per block for the decode rows and once per segment
-for the prefills, each on the row's own KV. Only tokens that are sampled from meet the head.
+for the prefills, each on the row's own KV. Only tokens that are sampled from meet the last layer's
+experts and the head.
 
 Must not know requests, sampling or scheduling. Nothing here evaluates: the result is lazy.
 The architecture is gpt-oss's (arXiv 2508.10925): alternating sliding-window and full attention,
@@ -18,6 +19,7 @@ import mlx.core as mx
 
 from verger.engine.device.kv import Block, KVStore, RowKV
 from verger.engine.device.model import GptOss, Layer
+from verger.engine.device.spans import Piece, ring_indices
 
 SLIDING_QUERIES = 512
 """Queries of a prefill that attend at once in a sliding layer: more would compute mostly mask."""
@@ -45,73 +47,91 @@ class DecodeGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowCut:
+    """A window before position `at` of a chunk, to be filled layer by layer."""
+
+    at: int
+    window: Piece
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
-    """A prefill chunk: positions first:first+n of `row`, flat tokens start:stop of the step."""
+    """A prefill chunk: positions first:first+n of `row`, flat tokens start:stop of the step.
+
+    All of them are written; of the last `wanted` of them a layer's attention is computed."""
 
     row: RowKV
     first: int
     start: int
     stop: int
+    wanted: int
+    cuts: tuple[WindowCut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where each flat token belongs. `positions` (tokens,); `sampled` (rows,) indexes tokens."""
+    """Where each flat token belongs. `positions` (tokens,); `sampled` (rows,) indexes tokens.
+
+    What the last layer makes of tokens that are not sampled from, nobody reads: it attends for
+    `last_segments`, and `last_sampled` (rows,) indexes what comes out of that."""
 
     positions: mx.array
     full_groups: tuple[DecodeGroup, ...]
     ring_groups: tuple[DecodeGroup, ...]
     segments: tuple[Segment, ...]
     sampled: mx.array
+    last_segments: tuple[Segment, ...]
+    last_sampled: mx.array
 
 
 def forward(model: GptOss, store: KVStore, tokens: mx.array, step: Step) -> mx.array:
     """Logits (sampled rows, vocabulary) for the flat `tokens` (tokens,); extends the KV."""
     hidden = model.embed(tokens)
     of_kind = {True: 0, False: 0}
-    for layer in model.layers:
-        hidden = _block(model, store, layer, of_kind[layer.is_sliding], hidden, step)
+    for number, layer in enumerate(model.layers, 1):
+        is_last = number == len(model.layers)
+        segments = step.last_segments if is_last else step.segments
+        attended = _attention(
+            model, store, layer, of_kind[layer.is_sliding], hidden, step, segments
+        )
+        if is_last:
+            hidden, attended = hidden[step.sampled], attended[step.last_sampled]
+        hidden = hidden + layer.output(attended)
+        hidden = hidden + layer.experts(layer.experts_norm(hidden))
         of_kind[layer.is_sliding] += 1
-    return model.head(model.final_norm(hidden[step.sampled]))
+    return model.head(model.final_norm(hidden))
 
 
-def _block(
-    model: GptOss, store: KVStore, layer: Layer, index: int, hidden: mx.array, step: Step
+def _attention(
+    model: GptOss,
+    store: KVStore,
+    layer: Layer,
+    index: int,
+    hidden: mx.array,
+    step: Step,
+    segments: Sequence[Segment],
 ) -> mx.array:
-    """One transformer block; `index` counts the layers of its kind."""
+    """What the wanted tokens attend to, (wanted, heads × head_dim), in the step's flat order;
+    `index` counts the layers of its kind."""
     normed = layer.attention_norm(hidden)
     heads = model.query_heads + 2 * model.kv_heads
     projected = layer.query_key_value(normed).reshape(-1, heads, 1, model.head_dim)
     rotated = layer.rope(projected[:, : -model.kv_heads], step.positions)
     queries, keys = rotated[:, : model.query_heads], rotated[:, model.query_heads :]
     values = projected[:, -model.kv_heads :]
-    attended = _attend(store, layer, index, step, queries, keys, values)
-    hidden = hidden + layer.output(attended.reshape(hidden.shape[0], -1))
-    return hidden + layer.experts(layer.experts_norm(hidden))
-
-
-def _attend(
-    store: KVStore,
-    layer: Layer,
-    index: int,
-    step: Step,
-    queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
-) -> mx.array:
-    """Attention of all tokens, (tokens, heads, 1, head_dim), in the step's flat order."""
     groups = step.ring_groups if layer.is_sliding else step.full_groups
     prefill = prefill_sliding if layer.is_sliding else prefill_full
     parts = []
     for group in groups:
         q, k, v = (_part(x, group.start, group.stop) for x in (queries, keys, values))
         parts.append(decode(layer, index, group, q, k, v))
-    for segment in step.segments:
+    for segment in segments:
         qkv = (_part(x, segment.start, segment.stop) for x in (queries, keys, values))
         q, k, v = (x.transpose(2, 1, 0, 3) for x in qkv)
         out = prefill(store, layer, index, segment, q, k, v)
         parts.append(out.transpose(2, 1, 0, 3))
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+    attended = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+    return attended.reshape(attended.shape[0], model.query_heads * model.head_dim)
 
 
 def _part(x: mx.array, start: int, stop: int) -> mx.array:
@@ -148,13 +168,18 @@ def prefill_full(
     k: mx.array,
     v: mx.array,
 ) -> mx.array:
-    """A chunk of one row in a full-attention layer; arrays are (1, heads, n, head_dim)."""
+    """A chunk of one row in a full-attention layer; arrays are (1, heads, n, head_dim), the result
+    has `segment.wanted` instead of n."""
     block, at = segment.row.block, segment.row.block_row
     stop = segment.first + q.shape[2]
-    block.keys[index][at, :, segment.first : stop] = k[0]
-    block.values[index][at, :, segment.first : stop] = v[0]
+    # A slice of one row: with the row's number as index MLX would copy what is written once more.
+    block.keys[index][at : at + 1, :, segment.first : stop] = k
+    block.values[index][at : at + 1, :, segment.first : stop] = v
+    wanted = q[:, :, q.shape[2] - segment.wanted :]
+    if segment.wanted == 0:
+        return wanted
     return mx.fast.scaled_dot_product_attention(
-        q,
+        wanted,
         block.keys[index][at : at + 1, :, :stop],
         block.values[index][at : at + 1, :, :stop],
         scale=layer.softmax_scale,
@@ -179,13 +204,15 @@ def prefill_sliding(
     before = ring_indices(segment.first - past, segment.first, window)
     keys = mx.concatenate([ring.keys[index][at][None, :, before], k], axis=2)
     values = mx.concatenate([ring.values[index][at][None, :, before], v], axis=2)
+    for cut in segment.cuts:
+        cut_chunk(cut, keys[0], values[0], segment.first - past)
     kept = min(n, window)
     stop = segment.first + n
     after = ring_indices(stop - kept, stop, window)
     ring.keys[index][at, :, after] = k[0, :, n - kept :]
     ring.values[index][at, :, after] = v[0, :, n - kept :]
-    parts = []
-    for start in range(0, n, SLIDING_QUERIES):
+    parts = [q[:, :, :0]] if segment.wanted == 0 else []
+    for start in range(n - segment.wanted, n, SLIDING_QUERIES):
         stop = min(n, start + SLIDING_QUERIES)
         low = max(0, start + past - window + 1)
         parts.append(
@@ -201,12 +228,16 @@ def prefill_sliding(
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
 
-def ring_indices(start: int, stop: int, window: int) -> mx.array:
-    """Where the ring keeps the positions start:stop."""
-    return mx.arange(start, stop) % window
+def cut_chunk(cut: WindowCut, keys: mx.array, values: mx.array, first: int) -> None:
+    """Copy a window out of one sliding layer's keys and values, (kv heads, n, head_dim), of which
+    `first` is the first position: the chunk and, before it, all that its first query sees."""
+    stop = cut.at - first
+    start = stop - cut.window.tokens
+    assert start >= 0
+    cut.window.layers.append(mx.stack([keys[:, start:stop], values[:, start:stop]]))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def window_mask(queries: int, keys: int, window: int) -> mx.array | str:
     """Who sees whom when the last query aligns with the last key: causal within the window.
 
