@@ -206,6 +206,11 @@ def same_answer(one: Json, other: Json) -> bool:
     return _comparable(one) == _comparable(other)
 
 
+def same_usage(one: Json, other: Json) -> bool:
+    """Whether two usages differ only in how much was cached: the second time, nearly all is."""
+    return {**one, "prompt_tokens_details": None} == {**other, "prompt_tokens_details": None}
+
+
 def _comparable(answer: Json) -> Sequence[Any]:
     choices = [
         {**choice, "message": {**choice["message"], "tool_calls": _without_ids(choice["message"])}}

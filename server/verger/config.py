@@ -31,7 +31,8 @@ DEFAULT_ALIASES = {
     "openai/gpt-oss-20b": "gpt-oss-20b",
     "openai/gpt-oss-120b": "gpt-oss-120b",
 }
-_PLANNED = ("engine.target_itl_ms", "engine.kv_gib", "spill", "providers")
+_PLANNED = ("spill", "providers")
+_Gib = Annotated[float, Meta(ge=0, le=65_536)]
 _OTHER_VARIABLES = ("VERGER_HOME", "VERGER_REQUIRE_ORACLE", "VERGER_TEST_CACHE")
 """Of ours, but no settings: the state folder, and what the test suite is told."""
 
@@ -46,10 +47,19 @@ class ServerConfig(Struct, frozen=True):
 
 
 class EngineConfig(Struct, frozen=True):
-    """What the engine process loads, and how many sequences it decodes at once."""
+    """What the engine process loads, how many sequences it decodes at once, what it may use.
+
+    `kv_gib` is for running rows and cached prefixes together, 0 for all that the memory allows.
+    `disk_gib` 0 keeps no prefixes on disk.
+    """
 
     model: Annotated[str, Meta(min_length=1)] = "auto"
     max_rows: Annotated[int, Meta(ge=1, le=256)] = 16
+    target_itl_ms: Annotated[float, Meta(ge=10, le=10_000)] = 250.0
+    kv_gib: _Gib = 0.0
+    prefix_cache: bool = True
+    disk_gib: _Gib = 20.0
+    disk_daily_gib: _Gib = 50.0
 
 
 _SECTIONS: Mapping[str, type[Struct]] = {"server": ServerConfig, "engine": EngineConfig}

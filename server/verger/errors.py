@@ -70,15 +70,26 @@ class UnsupportedParameter(RequestError):
 
 
 class ContextLengthExceeded(RequestError):
-    """The prompt is longer than the model's context."""
+    """The prompt is longer than the model's context, or than what this machine holds of it."""
 
     code = "context_length_exceeded"
 
-    def __init__(self, context_tokens: int, prompt_tokens: int) -> None:
+    def __init__(
+        self, context_tokens: int, prompt_tokens: int, model_tokens: int | None = None
+    ) -> None:
+        """`model_tokens` is the model's own context where that is known to be longer."""
+        limit = (
+            ""
+            if model_tokens is None
+            else (
+                f" This machine's memory holds {context_tokens} tokens; the model itself takes "
+                f"{model_tokens}."
+            )
+        )
         super().__init__(
             f"This model's maximum context length is {context_tokens} tokens. However, your "
             f"messages resulted in {prompt_tokens} tokens. Please reduce the length of the "
-            "messages.",
+            f"messages.{limit}",
             param="messages",
         )
 

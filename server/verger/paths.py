@@ -44,6 +44,11 @@ def config_file() -> Path:
     return home() / "config.toml"
 
 
+def cache_dir() -> Path:
+    """KV of prefixes that outlives a restart; may be deleted at any time."""
+    return home() / "cache"
+
+
 def models_dir() -> Path:
     """Downloaded models, one folder each, named after the catalogue's id."""
     return home() / "models"

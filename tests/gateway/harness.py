@@ -25,6 +25,7 @@ from verger.gateway.server import GatewayServer, listen
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.messages import (
+    BACKGROUND,
     PROTOCOL_VERSION,
     Cancel,
     Drain,
@@ -41,6 +42,7 @@ from verger.messages import (
 )
 
 CONTEXT_TOKENS = 4_096
+MAX_ROWS = 4
 MODEL_ID = "test-model"
 TOKENIZER = byte_tokenizer()
 
@@ -59,10 +61,16 @@ def choices_of(submit: Submit) -> list[Submit]:
 
 @dataclass
 class PlayedEngine:
-    """The engine's end of the socket. Submits and cancels arrive in queues."""
+    """The engine's end of the socket. Submits and cancels arrive in queues.
+
+    What is only computed in the background arrives in a queue of its own and is finished at once,
+    unless the test says otherwise.
+    """
 
     fake: FakeEngine
     submits: asyncio.Queue[Submit] = field(default_factory=asyncio.Queue)
+    refills: asyncio.Queue[Submit] = field(default_factory=asyncio.Queue)
+    finishes_refills: bool = True
     cancels: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
     greeted: asyncio.Event = field(default_factory=asyncio.Event)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,9 +86,14 @@ class PlayedEngine:
         self.sampled[submit.request_id] += len(ids)
         self.send(Tokens([RowTokens(submit.request_id, ids, list(logprobs))]))
 
-    def finish(self, submit: Submit, reason: FinishReason = FinishReason.STOP) -> None:
+    def finish(
+        self,
+        submit: Submit,
+        reason: FinishReason = FinishReason.STOP,
+        cached_tokens: int = 0,
+    ) -> None:
         sampled = self.sampled.pop(submit.request_id)
-        self.send(Finished(submit.request_id, reason, len(submit.prompt), sampled))
+        self.send(Finished(submit.request_id, reason, len(submit.prompt), sampled, cached_tokens))
         if self.draining.is_set() and not self.sampled:
             self.fake.exit()
 
@@ -92,6 +105,11 @@ class PlayedEngine:
             self.sampled[submit.request_id] += 1
         self.finish(submit, reason)
         return submit
+
+    def finish_refill(self, submit: Submit, cached_tokens: int = 0) -> None:
+        """The whole prompt of a background request is computed."""
+        prompt_tokens = len(submit.prompt)
+        self.send(Finished(submit.request_id, FinishReason.LENGTH, prompt_tokens, 0, cached_tokens))
 
     def die(self) -> None:
         """As by `kill -9`."""
@@ -110,6 +128,10 @@ class PlayedEngine:
 
     def _take(self, frame: ToEngine) -> None:
         match frame:
+            case Submit() if frame.priority == BACKGROUND:
+                self.refills.put_nowait(frame)
+                if self.finishes_refills:
+                    self.finish_refill(frame)
             case Submit():
                 self.sampled |= dict.fromkeys((frame.request_id, *frame.forks), 0)
                 self.submits.put_nowait(frame)
@@ -120,8 +142,9 @@ class PlayedEngine:
                 self.draining.set()
 
     def become_ready(self, context_tokens: int = CONTEXT_TOKENS) -> None:
-        vocabulary_size = TOKENIZER.get_vocab_size()
-        self.send(Ready(PROTOCOL_VERSION, MODEL_ID, vocabulary_size, context_tokens, 4, "fake", 0))
+        ids = TOKENIZER.get_vocab_size()
+        ready = Ready(PROTOCOL_VERSION, MODEL_ID, ids, context_tokens, MAX_ROWS, "fake", 0)
+        self.send(ready)
 
 
 @dataclass

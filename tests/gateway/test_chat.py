@@ -15,7 +15,8 @@ from tests.gateway.harness import (
     running_gateway,
     tokens_of,
 )
-from verger.messages import FinishReason, Logprob, Sampling
+from verger.gateway.service import TENANT
+from verger.messages import INTERACTIVE, FinishReason, Logprob, Progress, Sampling
 
 pytestmark = pytest.mark.anyio
 
@@ -72,6 +73,9 @@ async def test_the_engine_gets_what_was_asked_for(served: Served) -> None:
     assert submit.max_tokens == 9
     assert submit.logprobs == 0
     assert submit.stop_ids == tokens_of("<|return|><|call|><|endoftext|>")
+    assert submit.kept_stop_ids == tokens_of("<|call|>")
+    assert submit.cache_salt == TENANT
+    assert submit.priority == INTERACTIVE
     assert submit.prompt[-len(tokens_of("<|start|>assistant")) :] == tokens_of("<|start|>assistant")
 
 
@@ -94,6 +98,7 @@ async def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(served: 
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
     assert str(CONTEXT_TOKENS) in error["message"]
     assert "resulted in 4" in error["message"]
+    assert "memory" not in error["message"]
     assert engine.submits.empty()
 
 
@@ -107,7 +112,10 @@ async def test_an_engine_with_less_context_refuses_before_the_stream_begins(
         response = await gateway.chat(messages=messages, stream=True)
         listed = await gateway.http.get("/v1/models")
 
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "messages")
+    assert "maximum context length is 400 tokens" in error["message"]
+    assert f"memory holds 400 tokens; the model itself takes {CONTEXT_TOKENS}" in error["message"]
     assert listed.json()["data"][0]["context_length"] == 400
 
 
@@ -157,6 +165,26 @@ async def test_a_stop_string_ends_the_answer_and_cancels_the_row(served: Served)
     assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", "hel")
     assert await engine.cancels.get() == submit.request_id
     assert gateway.service.engine.pending == 0
+
+
+async def test_cached_tokens_are_those_that_the_engine_found(served: Served) -> None:
+    """However the answer ends: by itself, or by a stop string that the engine knows nothing of."""
+    gateway, engine = served
+    for stop, text in (([], ANSWER + "<|return|>"), (["ello"], ANSWER)):
+        asking = asyncio.create_task(gateway.chat(stop=stop))
+        submit = await engine.submits.get()
+        prompt_tokens = len(submit.prompt)
+        engine.send(
+            Progress(submit.request_id, 64, prompt_tokens, cached_tokens=64),
+            Progress(submit.request_id, prompt_tokens, prompt_tokens),
+        )
+        engine.say(submit, text)
+        if stop:
+            assert await engine.cancels.get() == submit.request_id
+        else:
+            engine.finish(submit, cached_tokens=64)
+        usage = (await asking).json()["usage"]
+        assert usage["prompt_tokens_details"] == {"cached_tokens": 64}
 
 
 async def test_logprobs_cover_the_final_channel(served: Served) -> None:

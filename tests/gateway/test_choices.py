@@ -17,7 +17,7 @@ from tests.gateway.harness import (
 )
 from tests.gateway.test_streams import FINAL, chat_stream
 from verger.gateway.interleave import interleave
-from verger.messages import FinishReason, RowTokens, Tokens
+from verger.messages import FinishReason, Progress, RowTokens, Tokens
 
 pytestmark = pytest.mark.anyio
 
@@ -45,6 +45,19 @@ async def test_one_submission_brings_all_choices_in_order(
     assert completion["usage"]["completion_tokens"] == sampled
     assert engine.submits.empty()
     assert "finish=length,length,length" in caplog.text
+
+
+async def test_the_common_prompt_was_cached_once(served: Served) -> None:
+    gateway, engine = served
+    asking = asyncio.create_task(gateway.chat(n=2, stop="END"))
+    first, second = choices_of(await engine.submits.get())
+    engine.send(Progress(first.request_id, 64, len(first.prompt), cached_tokens=64))
+    for choice in (first, second):
+        engine.say(choice, FINAL + "aEND")
+        assert await engine.cancels.get() == choice.request_id
+
+    usage = (await asking).json()["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 64}
 
 
 async def test_a_step_is_one_chunk_per_choice(served: Served) -> None:

@@ -57,5 +57,7 @@ async def test_an_engine_that_falls_silent_silences_the_heartbeat() -> None:
 
     engine.stats = stats()
     assert vitals.is_alive()
+    engine.state = EngineState.STOPPED
+    assert vitals.is_alive(), "a draining engine still answers"
     engine.state = EngineState.RESTARTING
     assert not vitals.is_alive()

@@ -10,6 +10,7 @@ import pytest
 from tests.chat_bodies import NOT_JSON, UNSUPPORTED, WRONG, body
 from tests.gateway.harness import MODEL_ID, Gateway, PlayedEngine, chat_body, running_gateway
 from verger.gateway.receive import MAX_BODY_BYTES
+from verger.messages import CacheStats, Stats
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +49,32 @@ async def test_an_unknown_model_is_refused_with_what_there_is(served: Served) ->
         assert error["code"] == "model_not_found"
         assert MODEL_ID in error["message"]
         assert "gpt-4o" in error["message"]
+
+
+async def test_the_status_shows_the_engines_figures_and_the_queue(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, target_itl_ms=100, max_rows=3) as gateway:
+        engine = await gateway.next_engine()
+        before = (await gateway.http.get("/v1/status")).json()
+        engine.become_ready()
+        await gateway.service.engine.wait_ready(30)
+        cache = CacheStats(nodes=7, asked_tokens=4, cached_tokens=1)
+        engine.send(Stats(1, 2, 3, 4, 5, 6, 7, 8, cache))
+        response = await gateway.http.get("/v1/status")
+        while response.json()["rows"]["running"] == 0:
+            response = await gateway.http.get("/v1/status")
+        gateway.server.ask_to_exit()
+        draining = (await gateway.http.get("/v1/status")).json()
+
+    assert (before["state"], before["rows"]["running"]) == ("starting", 0)
+    assert before["cache"]["hit_ratio"] is None
+    after = response.json()
+    assert response.headers["content-type"] == "application/json"
+    assert (after["schema_version"], after["model"], after["state"]) == (1, MODEL_ID, "ready")
+    assert after["rows"] == {"max": 3, "running": 1, "waiting": 2, "queued": 0}
+    assert (after["cache"]["nodes"], after["cache"]["hit_ratio"]) == (7, 0.25)
+    assert after["prefill"]["target_itl_ms"] == 100
+    assert after["uptime_s"] >= 0
+    assert draining["state"] == "draining"
 
 
 async def test_unknown_routes_and_methods(served: Served) -> None:

@@ -14,10 +14,14 @@ import pytest
 
 from tests.fakes import write_model_folder
 from tests.gateway.harness import MODEL_ID, chat_body, ready_gateway, running_gateway
+from verger.catalogue import ModelChoice
+from verger.cli.serve import settings_for
+from verger.config import load_config
 from verger.errors import EXIT_CANNOT_START, ConfigError, ModelFolderError, PortInUse
 from verger.gateway.server import build_service, engine_command, listen, run
 from verger.gateway.settings import ServerSettings
 from verger.messages import Fatal
+from verger.model_folder import ModelFolder
 
 PROGRAM = """
 import sys
@@ -149,7 +153,46 @@ def test_the_engine_is_told_what_to_load(tmp_path: Path) -> None:
         sys.executable,
         *("-P", "-m", "verger.engine"),
         *("--model", str(tmp_path), "--model-id", MODEL_ID, "--max-rows", "3"),
+        *("--target-itl-ms", "250.0", "--kv-bytes", "0"),
         *("--fake", str(tmp_path / "x")),
+    ]
+
+
+@pytest.mark.parametrize("off", [{"engine.disk_gib": 0.0}, {"engine.prefix_cache": False}])
+def test_what_the_configuration_makes_of_memory_and_disk(
+    verger_home: Path, off: dict[str, object]
+) -> None:
+    choice = ModelChoice("m", ModelFolder(verger_home, 4096, 1), model=None)
+    flags = {"engine.kv_gib": 1.5, "engine.disk_daily_gib": 1e-12, "engine.target_itl_ms": 99.0}
+    settings = settings_for(load_config(flags, environ={}), choice, fake=None)
+
+    assert (settings.target_itl_ms, settings.kv_bytes) == (99.0, 3 * 2**29)
+    assert settings.has_prefix_cache
+    assert settings.cache_dir == verger_home / "cache"
+    assert (settings.disk_bytes, settings.disk_daily_bytes) == (20 * 2**30, 1)
+    without = settings_for(load_config(off, environ={}), choice, fake=None)
+    assert without.cache_dir is None
+    assert without.has_prefix_cache is ("engine.disk_gib" in off)
+    assert without.kv_bytes == 0
+
+
+def test_the_engine_is_told_what_it_may_use(tmp_path: Path) -> None:
+    settings = ServerSettings(
+        MODEL_ID,
+        tmp_path,
+        4096,
+        target_itl_ms=100,
+        kv_bytes=7,
+        has_prefix_cache=False,
+        cache_dir=tmp_path / "cache",
+        disk_bytes=8,
+        disk_daily_bytes=9,
+    )
+    command = engine_command(settings)
+
+    assert command[command.index("--target-itl-ms") :] == [
+        *("--target-itl-ms", "100", "--kv-bytes", "7", "--no-prefix-cache"),
+        *("--cache-dir", str(tmp_path / "cache"), "--disk-bytes", "8", "--disk-daily-bytes", "9"),
     ]
 
 

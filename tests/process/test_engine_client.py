@@ -29,7 +29,6 @@ from verger.messages import (
 pytestmark = pytest.mark.anyio
 
 WAIT_S = 10.0
-MAX_PENDING = 3
 MAX_QUEUED_EVENTS = 5
 SUBMIT = Submit(request_id=0, prompt=[1, 2, 3], max_tokens=10, stop_ids=[])
 
@@ -49,7 +48,6 @@ async def gateway() -> AsyncIterator[Gateway]:
     client = EngineClient(
         ["engine"],
         Hello(1, 5),
-        max_pending=MAX_PENDING,
         max_queued_events=MAX_QUEUED_EVENTS,
         spawn=engines.spawn,
         clock=time.clock,
@@ -201,18 +199,19 @@ async def test_the_end_reaches_a_consumer_whose_queue_is_full(gateway: Gateway) 
         assert (await collect(generation))[-1] == finish(generation.request_id)
 
 
-async def test_pending_requests_are_limited(gateway: Gateway) -> None:
-    generations = [gateway.client.generate(SUBMIT) for _ in range(MAX_PENDING)]
-    for generation in generations:
-        await generation.__aenter__()
-    with pytest.raises(Overloaded) as refusal:
-        await gateway.client.generate(SUBMIT).__aenter__()
-    assert refusal.value.retry_after_s
-    await generations[0].__aexit__(None, None, None)
-    async with gateway.client.generate(SUBMIT):
-        assert gateway.client.pending == MAX_PENDING
-    for generation in generations[1:]:
-        await generation.__aexit__(None, None, None)
+async def test_how_much_was_cached_survives_the_merging_of_progress(gateway: Gateway) -> None:
+    """The first Progress says it; the end says it again."""
+    async with gateway.client.generate(SUBMIT) as generation:
+        id_ = generation.request_id
+        assert generation.cached_tokens is None
+        gateway.engine.send(Progress(id_, 2, 3, 2), Progress(id_, 3, 3))
+        await settle()
+        assert await anext(generation) == Progress(id_, 3, 3)
+        assert generation.cached_tokens == 2
+    async with gateway.client.generate(SUBMIT) as generation:
+        gateway.engine.send(Finished(generation.request_id, FinishReason.STOP, 3, 2, 1))
+        await collect(generation)
+        assert generation.cached_tokens == 1
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ def test_defaults_without_a_file() -> None:
         5.0,
     )
     assert (config.engine.model, config.engine.max_rows) == ("auto", 16)
+    assert (config.engine.target_itl_ms, config.engine.kv_gib) == (250.0, 0.0)
+    assert config.engine.prefix_cache
+    assert (config.engine.disk_gib, config.engine.disk_daily_gib) == (20.0, 50.0)
     assert {setting.origin for setting in config.settings.values()} == {"default"}
 
 
@@ -65,7 +68,13 @@ def test_aliases_of_the_file_are_added_to_the_default_ones(tmp_path: Path) -> No
         ("[server]\nport = 65536", "server.port: Expected `int` <= 65535"),
         ("[server]\nheartbeat_s = 0", "server.heartbeat_s: Expected `float` > 0"),
         ("[engine]\nmax_rows = 0", "engine.max_rows: Expected `int` >= 1"),
-        ("[engine]\nkv_gib = 8", "engine.kv_gib is not implemented in this version"),
+        ("[engine]\ntarget_itl_ms = 9", "engine.target_itl_ms: Expected `float` >= 10"),
+        ("[engine]\ntarget_itl_ms = 10001", "engine.target_itl_ms: Expected `float` <= 10000"),
+        ("[engine]\nkv_gib = -1", "engine.kv_gib: Expected `float` >= 0"),
+        ("[engine]\nkv_gib = inf", "engine.kv_gib: Expected `float` <= 65536"),
+        ("[engine]\ndisk_gib = nan", "engine.disk_gib: Expected `float` >= 0"),
+        ("[engine]\ndisk_daily_gib = -0.5", "engine.disk_daily_gib: Expected `float` >= 0"),
+        ("[engine]\nprefix_cache = 1", "engine.prefix_cache: Expected `bool`, got `int`"),
         ("[spill]\nenabled = false", "spill is not implemented in this version"),
         ("[[providers]]\nname = 'x'", "providers is not implemented in this version"),
         ("[aliases]\na = 1", "aliases.a: Expected `str`, got `int`"),
@@ -87,12 +96,26 @@ def test_what_is_wrong_in_the_file_is_named(text: str, message: str, tmp_path: P
         ("VERGER_SERVER_PRT", "1", "the nearest known one is VERGER_SERVER_PORT"),
         ("VERGER_SERVER_PORT", "many", "VERGER_SERVER_PORT: server.port: Expected `int`"),
         ("VERGER_ENGINE_MAX_ROWS", "257", "Expected `int` <= 256"),
+        ("VERGER_ENGINE_PREFIX_CACHE", "maybe", "engine.prefix_cache: Expected `bool`"),
     ],
 )
 def test_what_is_wrong_in_the_environment_is_named(name: str, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load_config(environ={name: text})
     assert message in str(raised.value)
+
+
+def test_the_bounds_themselves_are_allowed(tmp_path: Path) -> None:
+    for text in ("target_itl_ms = 10\nkv_gib = 0", "target_itl_ms = 10_000\nkv_gib = 0.5"):
+        load_config(environ={}, file=write(tmp_path, f"[engine]\n{text}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("true", True), ("false", False), ("1", True), ("0", False)]
+)
+def test_a_variable_can_switch_the_cache(text: str, expected: bool) -> None:
+    config = load_config(environ={"VERGER_ENGINE_PREFIX_CACHE": text})
+    assert config.engine.prefix_cache is expected
 
 
 def test_variables_that_are_no_settings_are_left_alone() -> None:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from tests.fakes import byte_tokenizer
 from verger import errors
-from verger.api import chat_body
+from verger.api import chat_body, status
 from verger.cli.main import app as cli
 from verger.config import EngineConfig, ServerConfig
 from verger.formats.dates import PinnedDates
@@ -21,12 +21,21 @@ from verger.gateway.app import create_app
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
+from verger.gateway.submit_queue import LOOK_AHEAD_ROWS, MAX_QUEUED
 from verger.messages import PROTOCOL_VERSION, Hello
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "server" / "verger"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STRUCTS: dict[str, type[msgspec.Struct]] = {"server": ServerConfig, "engine": EngineConfig}
+STATUS_STRUCTS: dict[str, type[msgspec.Struct]] = {
+    "rows": status.Rows,
+    "tokens": status.TokenCounts,
+    "cache": status.Cache,
+    "cache.disk": status.Disk,
+    "prefill": status.Prefill,
+    "memory": status.Memory,
+}
 REMARK_COLUMN = 39
 """Where the remarks of the annotated tree begin."""
 
@@ -88,6 +97,23 @@ def test_every_route_stands_in_the_readme(tmp_path: Path) -> None:
         for method in (route.methods or set()) - {"HEAD"}
     }
     assert {name for route, _ in rows_of("route") for name in quoted(route)} == routes
+
+
+def test_every_figure_of_the_status_stands_in_the_readme() -> None:
+    rows = rows_of("figure of the status")
+    written = {name for head, _ in rows for name in quoted(head)}
+    assert written == {"cache.disk", *status.Status.__struct_fields__}
+    figures = {quoted(head)[0]: set(quoted(text)) for head, text in rows}
+    for head, struct in STATUS_STRUCTS.items():
+        assert figures[head] == set(struct.__struct_fields__) - {"disk"}, head
+
+
+def test_the_bounds_of_the_queue_are_those_of_the_code() -> None:
+    assert f"up to {MAX_QUEUED}\n" in README
+    assert LOOK_AHEAD_ROWS == 2
+    assert "and two more are handed to the engine" in README
+    what = {name: text for code, _, text in rows_of("code", "status") for name in quoted(code)}
+    assert what["overloaded"].startswith(f"{MAX_QUEUED} answers wait")
 
 
 def test_every_response_header_stands_in_the_readme() -> None:

@@ -5,7 +5,7 @@ import pytest
 from tests.harmony_text import byte_vocabulary, harmony_text
 from verger.errors import InvalidRequest
 from verger.formats.conversation import Conversation, Effort, Message, Role, Tool, ToolCall
-from verger.formats.harmony import render
+from verger.formats.harmony import render, render_history
 
 WEATHER = Tool(
     "weather",
@@ -157,6 +157,19 @@ def test_boundaries_are_the_end_of_the_tools_and_the_start_of_each_user_turn() -
         "<|start|>user<|message|>1<|en",
         "<|start|>user<|message|>2<|en",
     ]
+
+
+def test_a_history_is_what_every_later_prompt_begins_with() -> None:
+    """Without the reasoning of the turn that its last answer ends."""
+    past = (user("1"), call("f", "a", reasoning="hm"), result("", "a"), answer("A", "hm"))
+    now = (user("2"), call("f", "b", reasoning="oh"), result("", "b"))
+    vocabulary = byte_vocabulary()
+    rendered = render_history(Conversation(past), vocabulary)
+
+    assert harmony_text(rendered.ids, vocabulary).endswith("<|message|>A<|end|>")
+    later = render(Conversation(past + now), vocabulary)
+    assert later.ids[: len(rendered.ids)] == rendered.ids
+    assert later.boundaries == [*rendered.boundaries, len(rendered.ids)]
 
 
 def test_a_boundary_is_named_once() -> None:

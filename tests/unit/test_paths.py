@@ -10,6 +10,7 @@ def test_home_is_verger_home(verger_home: Path) -> None:
     assert paths.home() == verger_home
     assert paths.config_file() == verger_home / "config.toml"
     assert paths.models_dir() == verger_home / "models"
+    assert paths.cache_dir() == verger_home / "cache"
 
 
 def test_home_expands_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:

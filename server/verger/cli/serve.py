@@ -1,5 +1,6 @@
 """`verger serve`: configuration and catalogue become ServerSettings; the gateway does the rest."""
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,6 +62,8 @@ def settings_for(config: Config, choice: ModelChoice, fake: Path | None) -> "Ser
     """What the gateway needs to know, and no more."""
     from verger.gateway.settings import ServerSettings
 
+    engine = config.engine
+    has_disk = engine.prefix_cache and engine.disk_gib > 0
     return ServerSettings(
         model_id=choice.id,
         model_folder=choice.folder.path,
@@ -74,7 +77,13 @@ def settings_for(config: Config, choice: ModelChoice, fake: Path | None) -> "Ser
         port=config.server.port,
         name=config.server.name,
         heartbeat_s=config.server.heartbeat_s,
-        max_rows=config.engine.max_rows,
+        max_rows=engine.max_rows,
+        target_itl_ms=engine.target_itl_ms,
+        kv_bytes=_bytes(engine.kv_gib),
+        has_prefix_cache=engine.prefix_cache,
+        cache_dir=paths.cache_dir() if has_disk else None,
+        disk_bytes=_bytes(engine.disk_gib),
+        disk_daily_bytes=_bytes(engine.disk_daily_gib),
         fake_script=fake,
     )
 
@@ -94,6 +103,11 @@ def _notices(config: Config, choice: ModelChoice) -> list[str]:
     if not is_loopback(config.server.host):
         notices.append(f"whoever reaches {config.server.host} can use this server: it asks no key")
     return notices
+
+
+def _bytes(gib: float) -> int:
+    """Rounded up: what is not 0 stays so."""
+    return math.ceil(gib * 2**30)
 
 
 def _sampling(defaults: SamplingDefaults) -> Sampling:

@@ -18,11 +18,15 @@ from verger.gateway.edge import Edge, error_response, record_of
 from verger.gateway.endpoints.chat import ChatCompletions
 from verger.gateway.endpoints.health import Health
 from verger.gateway.endpoints.models import Models
+from verger.gateway.endpoints.status import ServerStatus
+from verger.gateway.refills import Refills
 from verger.gateway.service import Service
 
 
 def create_app(service: Service) -> Starlette:
     """The whole gateway as one ASGI app."""
+
+    refills = Refills(service)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -30,14 +34,16 @@ def create_app(service: Service) -> Starlette:
         try:
             yield
         finally:
+            await refills.close()
             await service.engine.stop(drain_s=0)
 
     models, health = Models(service), Health(service)
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            Route("/v1/chat/completions", ChatCompletions(service, refills), methods=["POST"]),
             Route("/v1/models", models.list),
             Route("/v1/models/{id:path}", models.get),
+            Route("/v1/status", ServerStatus(service).get),
             Route("/livez", health.livez),
             Route("/readyz", health.readyz),
             Route("/v1/health", health.readyz),

@@ -3,16 +3,17 @@
 Built by the app, used by the endpoints. `EngineSupervisor` keeps the process alive and hands over
 its frames; here they find their request. Must not know HTTP, text or processes.
 
-A request is in `_pending` exactly as long as the engine works on it: Finished, Rejected, the
-engine's death and an overflow take it out. So whoever leaves and still finds it there owes the
-engine one Cancel, and nobody else sends one.
+A request waits in the queue, then is in `_pending` exactly as long as the engine works on it:
+Finished, Rejected, the engine's death and an overflow take it out. So whoever leaves and still
+finds it there owes the engine one Cancel, and nobody else sends one. Whatever takes one out lets
+the next ones in.
 """
 
 import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
@@ -26,7 +27,9 @@ from verger.gateway.engine_supervisor import (
     Spawn,
 )
 from verger.gateway.generation import Event, Generation
+from verger.gateway.submit_queue import MAX_QUEUED, Choices, SubmitQueue
 from verger.messages import (
+    BACKGROUND,
     Cancel,
     Finished,
     FromEngine,
@@ -42,7 +45,6 @@ from verger.messages import (
 
 __all__ = ["EngineClient", "EngineState", "Event", "Generation", "RestartLimits"]
 
-MAX_PENDING = 1024
 MAX_QUEUED_EVENTS = 4096
 """What a consumer may leave untaken, about a token each, before its request is cancelled."""
 RETRY_AFTER_S = 2
@@ -57,7 +59,7 @@ class EngineClient:
         hello: Hello,
         limits: RestartLimits | None = None,
         *,
-        max_pending: int = MAX_PENDING,
+        max_queued: int = MAX_QUEUED,
         max_queued_events: int = MAX_QUEUED_EVENTS,
         spawn: Spawn = spawn,
         clock: Callable[[], float] = time.monotonic,
@@ -65,9 +67,13 @@ class EngineClient:
     ) -> None:
         self.stats: Stats | None = None
         """The living engine's last snapshot."""
-        self._max_pending = max_pending
         self._max_queued_events = max_queued_events
         self._pending: dict[int, Generation] = {}
+        self._queue = SubmitQueue(max_queued)
+        self._is_queue_empty = asyncio.Event()
+        self._is_queue_empty.set()
+        self._is_stopping = False
+        self._clock = clock
         self._request_ids = itertools.count(1)
         self._supervisor = EngineSupervisor(
             command,
@@ -102,8 +108,13 @@ class EngineClient:
 
     @property
     def pending(self) -> int:
-        """Requests that the engine works on."""
-        return len(self._pending)
+        """Sequences that the engine works on, not counting what it does in the background."""
+        return sum(not _is_background(generation) for generation in self._pending.values())
+
+    @property
+    def queued(self) -> int:
+        """Sequences that wait for their turn."""
+        return self._queue.sequences
 
     async def start(self) -> None:
         """Start the engine in the background; `wait_ready` tells when and whether it runs."""
@@ -121,13 +132,26 @@ class EngineClient:
         return self.ready
 
     async def stop(self, drain_s: float) -> None:
-        """Take no new requests, let the pending ones finish for up to drain_s, end the engine."""
-        await self._supervisor.stop(drain_s)
+        """Take no new requests, let all others finish for up to drain_s, end the engine.
+
+        What it does in the background is cancelled at once.
+        """
+        self._is_stopping = True
+        for generation in list(filter(_is_background, self._pending.values())):
+            self.cancel(generation.request_id)
+            generation.fail(self._unavailable())
+        started_s = self._clock()
+        # An engine told to drain takes no more: first it gets what was promised an answer.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                await self._is_queue_empty.wait()
+        await self._supervisor.stop(max(0.0, drain_s - (self._clock() - started_s)))
 
     @asynccontextmanager
     async def generate(self, submit: Submit) -> AsyncIterator[Generation]:
         """Generate one sequence; its request id is given here. Leaving early cancels it.
 
+        While the engine has enough to do the sequence waits for its turn.
         Raises EngineUnavailable or Overloaded; so does iterating, and ContextLengthExceeded.
         """
         async with self.generate_choices(submit, 1) as (generation,):
@@ -139,34 +163,70 @@ class EngineClient:
     ) -> AsyncIterator[tuple[Generation, ...]]:
         """Generate several sequences from one prompt, which is computed once; choice i samples
         with `sampling.choice` i. As `generate` otherwise; leaving cancels those that still run."""
-        generations = self._register(submit, choices)
+        generations = self._enter(submit, choices)
         try:
             yield generations
         finally:
-            for generation in generations:
-                self.cancel(generation.request_id)
+            self._leave(generations)
+
+    @asynccontextmanager
+    async def prefill(self, submit: Submit) -> AsyncIterator[Generation]:
+        """Compute a prompt in the background, for a later request to find its KV.
+
+        Waits for no turn and takes no place in the queue; `stop` cancels it. Errors as `generate`.
+        """
+        assert submit.prompt
+        assert submit.max_tokens == 0
+        assert submit.priority == BACKGROUND
+        choices = self._new_choices(submit, 1)
+        self._send(choices)
+        try:
+            yield choices[0]
+        finally:
+            self._leave(choices)
 
     def cancel(self, request_id: int) -> None:
         """Let the engine stop a request, if it still works on it; nothing more will come of it."""
         if self._pending.pop(request_id, None) is not None:
             self._supervisor.send(Cancel(request_id))
+            self._submit_next()
 
-    def _register(self, submit: Submit, choices: int) -> tuple[Generation, ...]:
-        assert submit.prompt
-        assert submit.max_tokens >= 1
-        if self.state is not EngineState.READY:
+    def _new_choices(self, submit: Submit, choices: int) -> Choices:
+        if self._is_stopping or self.state is not EngineState.READY:
             raise self._unavailable()
-        if self.pending + choices > self._max_pending:
-            raise _overloaded()
         leader, *forks = itertools.islice(self._request_ids, choices)
         submit = msgspec.structs.replace(submit, request_id=leader, forks=forks)
-        generations = {
-            request_id: Generation(request_id, submit) for request_id in (leader, *forks)
-        }
+        return tuple(Generation(request_id, submit) for request_id in (leader, *forks))
+
+    def _enter(self, submit: Submit, count: int) -> Choices:
+        assert submit.prompt
+        assert submit.max_tokens >= 1
+        choices = self._new_choices(submit, count)
+        if not self._queue.push(choices):
+            raise _overloaded()
+        self._submit_next()
+        return choices
+
+    def _leave(self, choices: Choices) -> None:
+        if not self._queue.remove(choices):
+            for generation in choices:
+                self.cancel(generation.request_id)
+        self._submit_next()
+
+    def _submit_next(self) -> None:
+        """Give the engine whose turn it is; called whenever that may have changed."""
+        assert self.ready is not None
+        while (choices := self._queue.pop_next(self.pending, self.ready.max_rows)) is not None:
+            self._send(choices)
+        if self.queued:
+            self._is_queue_empty.clear()
+        else:
+            self._is_queue_empty.set()
+
+    def _send(self, choices: Choices) -> None:
         # Registered before it is sent, so that no answer can overtake it.
-        self._pending.update(generations)
-        self._supervisor.send(submit)
-        return tuple(generations.values())
+        self._pending.update({generation.request_id: generation for generation in choices})
+        self._supervisor.send(choices[0].submit)
 
     def _dispatch(self, frame: FromEngine) -> None:
         """Called for every frame, by the one task that reads: never waits, ignores the departed."""
@@ -180,6 +240,7 @@ class EngineClient:
                 generation = self._pending.pop(frame.request_id, None)
                 if generation is not None:
                     generation.fail(self._rejection(frame.reason, len(generation.submit.prompt)))
+                    self._submit_next()
             case Stats():
                 self.stats = frame
 
@@ -189,6 +250,7 @@ class EngineClient:
             return
         if isinstance(event, Finished):
             del self._pending[event.request_id]
+            self._submit_next()
         elif generation.queued_events >= self._max_queued_events:
             self.cancel(event.request_id)
             generation.fail(Overloaded("The answer was not read for too long and was cancelled."))
@@ -198,7 +260,9 @@ class EngineClient:
     def _fail_pending(self) -> None:
         self.stats = None
         pending, self._pending = self._pending, {}
-        for generation in pending.values():
+        queued = itertools.chain.from_iterable(self._queue.clear())
+        self._is_queue_empty.set()
+        for generation in (*pending.values(), *queued):
             generation.fail(self._unavailable())
 
     def _rejection(self, reason: RejectReason, prompt_tokens: int) -> ReplyError:
@@ -212,16 +276,18 @@ class EngineClient:
                 return EngineUnavailable("Verger is shutting down.")
 
     def _unavailable(self) -> EngineUnavailable:
-        match self.state:
-            case EngineState.STARTING | EngineState.READY:
-                message = "The model is still being loaded. Try again in a few seconds."
-            case EngineState.RESTARTING:
-                message = "The engine stopped and is being restarted. Send the request again."
-            case EngineState.FAILED:
-                return EngineUnavailable(f"The engine cannot run: {self.failure}")
-            case EngineState.STOPPED:
-                return EngineUnavailable("Verger is shutting down.")
+        if self._is_stopping:
+            return EngineUnavailable("Verger is shutting down.")
+        if self.state is EngineState.FAILED:
+            return EngineUnavailable(f"The engine cannot run: {self.failure}")
+        message = "The model is still being loaded. Try again in a few seconds."
+        if self.state is EngineState.RESTARTING:
+            message = "The engine stopped and is being restarted. Send the request again."
         return EngineUnavailable(message, retry_after_s=RETRY_AFTER_S)
+
+
+def _is_background(generation: Generation) -> bool:
+    return generation.submit.priority == BACKGROUND
 
 
 def _overloaded() -> Overloaded:

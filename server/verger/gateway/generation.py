@@ -23,6 +23,8 @@ class Generation:
     """The id on the wire, unique in the life of the gateway."""
     submit: Submit
     """What asked for it; the choices of one answer share it."""
+    cached_tokens: int | None = None
+    """How much of the prompt was cached; None until the engine has given the request a row."""
     _events: deque[Event] = field(default_factory=deque)
     _error: ReplyError | None = None
     _is_finished: bool = False
@@ -34,9 +36,17 @@ class Generation:
         return len(self._events)
 
     def put(self, event: Event) -> None:
-        """Hand over an event; of several Progress in a row only the last one matters."""
-        if isinstance(event, Progress) and self._events and isinstance(self._events[-1], Progress):
-            self._events.pop()
+        """Hand over an event; of several Progress in a row only the last one is kept."""
+        match event:
+            case Progress():
+                if self.cached_tokens is None:
+                    self.cached_tokens = event.cached_tokens
+                if self._events and isinstance(self._events[-1], Progress):
+                    self._events.pop()
+            case Finished():
+                self.cached_tokens = event.cached_tokens
+            case RowTokens():
+                pass
         self._events.append(event)
         self._wake()
 

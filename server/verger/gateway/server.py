@@ -102,6 +102,14 @@ def engine_command(settings: ServerSettings) -> list[str]:
     command = [sys.executable, "-P", "-m", "verger.engine"]
     command += ["--model", str(settings.model_folder), "--model-id", settings.model_id]
     command += ["--max-rows", str(settings.max_rows)]
+    command += ["--target-itl-ms", str(settings.target_itl_ms)]
+    command += ["--kv-bytes", str(settings.kv_bytes)]
+    if not settings.has_prefix_cache:
+        command += ["--no-prefix-cache"]
+    if settings.cache_dir is not None:
+        command += ["--cache-dir", str(settings.cache_dir)]
+        command += ["--disk-bytes", str(settings.disk_bytes)]
+        command += ["--disk-daily-bytes", str(settings.disk_daily_bytes)]
     if settings.fake_script is not None:
         command += ["--fake", str(settings.fake_script)]
     return command

@@ -24,7 +24,7 @@ from verger.log import key_values
 logger = logging.getLogger("verger.gateway")
 
 TENANT = "office"
-"""Shared by all who send no key."""
+"""Shared by all who send no key; whoever has the same tenant may share cached prefixes."""
 MAX_NOTED_PARAMETERS = 256
 
 
@@ -40,11 +40,13 @@ class Service:
     unix_s: Callable[[], float] = time.time
     new_id: Callable[[], str] = lambda: uuid4().hex
     is_draining: bool = False
+    started_s: float = field(init=False)
     started_unix_s: int = field(init=False)
     system_fingerprint: str = field(init=False)
     _noted_parameters: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.started_s = self.monotonic_s()
         self.started_unix_s = int(self.unix_s())
         served = f"{self.settings.model_id} {__version__}"
         self.system_fingerprint = f"fp_{hashlib.sha256(served.encode()).hexdigest()[:10]}"

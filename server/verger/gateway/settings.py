@@ -32,5 +32,16 @@ class ServerSettings:
     drain_s: float = 30.0
     """How long SIGTERM waits for running answers."""
     max_rows: int = 16
+    target_itl_ms: float = 250.0
+    """How long the engine lets running streams wait while it computes a prompt."""
+    kv_bytes: int = 0
+    """For running rows and cached prefixes together; 0: all that the memory allows."""
+    has_prefix_cache: bool = True
+    cache_dir: Path | None = None
+    """Where the engine keeps prefixes on disk; None: nowhere."""
+    disk_bytes: int = 0
+    """The most in that folder."""
+    disk_daily_bytes: int = 0
+    """The most written there in a day."""
     fake_script: Path | None = None
     """Plays scripted answers instead of loading weights (for tests of clients)."""

@@ -9,31 +9,41 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from verger.api.answer import Outcome, Piece, Usage, total_usage
+from verger.api.answer import Delta, Outcome, Piece, Usage, total_usage
 from verger.api.answer_reader import AnswerReader, Ending
 from verger.api.turn_request import TurnRequest
 from verger.errors import ContextLengthExceeded, EngineUnavailable
 from verger.formats.harmony import Prompt
-from verger.formats.harmony.events import Repair
-from verger.formats.specials import STOPS
+from verger.formats.harmony.events import Finish, Repair
+from verger.formats.specials import STOPS, Special
 from verger.gateway.edge import RequestRecord
 from verger.gateway.generation import Generation
 from verger.gateway.interleave import interleave
-from verger.gateway.service import Service
-from verger.messages import Finished, FinishReason, Progress, RowTokens, Submit
+from verger.gateway.service import TENANT, Service
+from verger.messages import (
+    INTERACTIVE,
+    Finished,
+    FinishReason,
+    Progress,
+    RowTokens,
+    Submit,
+)
 
 
 @dataclass(slots=True)
 class Turn:
     """Generations that run, one per choice, and the readers of what they sample."""
 
-    prompt_tokens: int
+    prompt: Prompt
     generations: tuple[Generation, ...]
     readers: tuple[AnswerReader, ...]
     record: RequestRecord
     monotonic_s: Callable[[], float]
     cancel: Callable[[int], None]
     """Ends a generation, by its request id, if it still runs."""
+    sampled_ids: list[int] = field(default_factory=list)
+    """All of the answer, Harmony's own tokens included, where there is only one."""
+    _content: list[str] = field(default_factory=list)
     _outcomes: list[Outcome] = field(default_factory=list)
     _repairs: Counter[Repair] = field(default_factory=Counter)
 
@@ -41,6 +51,13 @@ class Turn:
     def choices(self) -> int:
         """How many answers there will be."""
         return len(self.generations)
+
+    @property
+    def final(self) -> str | None:
+        """What the only answer said, if it ended by itself and calls no tool; else None."""
+        if self.choices > 1 or [o.finish for o in self._outcomes] != [Finish.STOP]:
+            return None
+        return "".join(self._content)
 
     def pieces(self) -> AsyncGenerator[Piece]:
         """Per choice at most one delta per step, none of them empty, then the outcome.
@@ -58,32 +75,35 @@ class Turn:
                     delta = reader.feed(event.ids, event.logprobs)
                     if reader.is_over:
                         self.cancel(generation.request_id)
+                    self._note(event.ids, delta)
                     if not delta.is_empty:
-                        self._note_first_delta()
                         yield index, delta
                     if reader.is_over:
-                        yield index, self._outcome(reader, reader.close(FinishReason.STOP), 0)
+                        yield index, self._outcome(index, reader.close(FinishReason.STOP))
                         return
                 case Finished(reason=FinishReason.CANCELLED):
                     raise EngineUnavailable("The engine gave the request up. Send it again.")
                 case Finished():
                     ending = reader.close(event.reason)
+                    self._note([], ending.delta)
                     if not ending.delta.is_empty:
-                        self._note_first_delta()
                         yield index, ending.delta
-                    yield index, self._outcome(reader, ending, event.cached_tokens)
+                    yield index, self._outcome(index, ending)
                 case Progress():
                     pass
 
-    def _note_first_delta(self) -> None:
-        if self.record.first_delta_s is None:
+    def _note(self, ids: list[int], delta: Delta) -> None:
+        if not delta.is_empty and self.record.first_delta_s is None:
             self.record.first_delta_s = self.monotonic_s()
+        if self.choices == 1:
+            self.sampled_ids += ids
+            self._content.append(delta.content)
 
-    def _outcome(self, reader: AnswerReader, ending: Ending, cached_tokens: int) -> Outcome:
+    def _outcome(self, index: int, ending: Ending) -> Outcome:
         usage = Usage(
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=reader.completion_tokens,
-            cached_tokens=cached_tokens,
+            prompt_tokens=len(self.prompt.ids),
+            completion_tokens=self.readers[index].completion_tokens,
+            cached_tokens=self.generations[index].cached_tokens or 0,
             reasoning_tokens=ending.reasoning_tokens,
         )
         outcome = Outcome(ending.finish, usage)
@@ -111,7 +131,7 @@ async def open_turn(
     record.prompt_tokens = len(prompt.ids)
     async with service.engine.generate_choices(submit, request.choices) as generations:
         yield Turn(
-            prompt_tokens=len(prompt.ids),
+            prompt=prompt,
             generations=generations,
             readers=tuple(_reader(service, request) for _ in generations),
             record=record,
@@ -133,7 +153,12 @@ def _submission(service: Service, request: TurnRequest, prompt: Prompt) -> Submi
     prompt_tokens, context_tokens = len(prompt.ids), service.context_tokens
     room_tokens = context_tokens - prompt_tokens
     if room_tokens < 1:
-        raise ContextLengthExceeded(context_tokens, prompt_tokens)
+        model_tokens = service.settings.context_tokens
+        raise ContextLengthExceeded(
+            context_tokens,
+            prompt_tokens,
+            model_tokens if model_tokens > context_tokens else None,
+        )
     return Submit(
         request_id=0,
         prompt=prompt.ids,
@@ -142,4 +167,7 @@ def _submission(service: Service, request: TurnRequest, prompt: Prompt) -> Submi
         sampling=request.sampling,
         logprobs=request.logprobs,
         boundaries=prompt.boundaries,
+        cache_salt=TENANT,
+        priority=INTERACTIVE,
+        kept_stop_ids=[service.vocabulary.special(Special.CALL.value)],
     )

@@ -34,9 +34,9 @@ class EngineVitals:
         self._changed_s = clock()
 
     def is_alive(self) -> bool:
-        """Ready, and heard of lately."""
+        """Ready or draining, and heard of lately."""
         if self._engine.stats is not self._last_stats:
             self._last_stats = self._engine.stats
             self._changed_s = self._clock()
         is_silent = self._clock() - self._changed_s > MAX_SILENCE_S
-        return self._engine.state is EngineState.READY and not is_silent
+        return self._engine.state in (EngineState.READY, EngineState.STOPPED) and not is_silent

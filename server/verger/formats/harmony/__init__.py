@@ -11,7 +11,7 @@ from verger.formats.harmony.events import (
     ToolCallStart,
 )
 from verger.formats.harmony.parse import HarmonyParser
-from verger.formats.harmony.render import Prompt, render
+from verger.formats.harmony.render import Prompt, render, render_history
 
 __all__ = [
     "ContentDelta",
@@ -25,4 +25,5 @@ __all__ = [
     "ToolCallDelta",
     "ToolCallStart",
     "render",
+    "render_history",
 ]

@@ -46,6 +46,11 @@ def render(conversation: Conversation, vocabulary: Vocabulary) -> Prompt:
     return _Renderer(vocabulary).render(conversation)
 
 
+def render_history(conversation: Conversation, vocabulary: Vocabulary) -> Prompt:
+    """What the prompts of all later turns begin with: as `render`, but no answer is opened."""
+    return _Renderer(vocabulary).render_history(conversation)
+
+
 class _Renderer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -53,6 +58,11 @@ class _Renderer:
         self._names_by_call_id: dict[str, str] = {}
 
     def render(self, conversation: Conversation) -> Prompt:
+        self.render_history(conversation)
+        self._write(Special.START, "assistant")
+        return self._prompt
+
+    def render_history(self, conversation: Conversation) -> Prompt:
         leading = list(takewhile(_is_instruction, conversation.messages))
         self._system(conversation)
         self._developer(leading, conversation.tools)
@@ -61,7 +71,6 @@ class _Renderer:
         last_final = max((i for i, message in enumerate(history) if _is_final(message)), default=-1)
         for index, message in enumerate(history):
             self._turn(message, keeps_reasoning=index > last_final)
-        self._write(Special.START, "assistant")
         return self._prompt
 
     def _system(self, conversation: Conversation) -> None:

@@ -1,6 +1,6 @@
 """POST /v1/chat/completions: one request from its bytes to its last chunk.
 
-    read body → parse → resolve model → pin date → render → submit → deltas → JSON or SSE
+    read body → parse → resolve model → pin date → render → submit → deltas → JSON or SSE → refill
 
 Must not know Harmony or the engine's protocol.
 """
@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import TypeVar
 
+from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,6 +22,7 @@ from verger.api.models import resolve_model
 from verger.formats.harmony import Prompt, render
 from verger.gateway.edge import RequestRecord, record_of
 from verger.gateway.receive import read_body, while_connected
+from verger.gateway.refills import Refills
 from verger.gateway.service import Service
 from verger.gateway.sse import DONE, EventStream, Heartbeat, data_frame
 from verger.gateway.turns import Turn, open_turn
@@ -37,8 +39,9 @@ T = TypeVar("T")
 class ChatCompletions:
     """A pure ASGI endpoint: the turn is open for exactly as long as the call lasts."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, refills: Refills) -> None:
         self._service = service
+        self._refills = refills
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
@@ -51,6 +54,7 @@ class ChatCompletions:
                 else await while_connected(receive, self._complete(turn, headers))
             )
             await response(scope, receive, send)
+        self._refills.want(record.id, request.turn.conversation, turn)
 
     async def _prepare(self, body: bytes, record: RequestRecord) -> tuple[ChatRequest, Prompt]:
         service, settings = self._service, self._service.settings
@@ -64,7 +68,7 @@ class ChatCompletions:
         service.note_unknown_parameters(request.unknown_parameters)
         conversation = service.pin_date(request.turn.conversation)
         prompt = await _run(lambda: render(conversation, service.vocabulary), is_long)
-        return request, prompt
+        return replace(request, turn=replace(request.turn, conversation=conversation)), prompt
 
     async def _complete(self, turn: Turn, headers: Mapping[str, str]) -> Response:
         pieces = [piece async for piece in turn.pieces()]

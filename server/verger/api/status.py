@@ -1,0 +1,185 @@
+"""GET /v1/status: what the server is doing, as one struct, and how it follows from the statistics.
+
+Built by the status endpoint from the engine's last Stats and what the gateway knows. Pure; must not
+know HTTP. Whatever shows the status shows this struct.
+"""
+
+import msgspec
+from msgspec import Struct
+
+from verger.messages import PrefillStats, Stats
+
+SCHEMA_VERSION = 1
+NO_STATS = Stats(0, 0, 0, 0, 0, 0, 0, 0)
+"""Of an engine that has not spoken yet."""
+DISK_NOT_WANTED = "the configuration keeps no prefixes on disk"
+
+_encoder = msgspec.json.Encoder()
+
+
+class Rows(Struct, frozen=True, kw_only=True):
+    """Sequences: `running` and `waiting` in the engine, `queued` in the gateway."""
+
+    max: int
+    running: int
+    waiting: int
+    queued: int
+
+
+class TokenCounts(Struct, frozen=True, kw_only=True):
+    """Computed since the engine's start; `prefilled` includes `background`."""
+
+    prefilled: int
+    decoded: int
+    background: int
+
+
+class Disk(Struct, frozen=True, kw_only=True):
+    """`off_reason` is why nothing is written; null while it is."""
+
+    files: int
+    bytes: int
+    written_bytes: int
+    read_bytes: int
+    off_reason: str | None
+
+
+class Cache(Struct, frozen=True, kw_only=True):
+    """Prefixes that are kept. `bytes` is theirs alone, `limit_bytes` for running rows as well.
+
+    `hit_ratio` is the part of `asked_tokens` that was cached; null when none were asked for."""
+
+    enabled: bool
+    nodes: int
+    bytes: int
+    limit_bytes: int
+    asked_tokens: int
+    cached_tokens: int
+    hit_ratio: float | None
+    evictions: int
+    preemptions: int
+    disk: Disk
+
+
+class Prefill(Struct, frozen=True, kw_only=True):
+    """How prompts are cut beside running streams; `note` says what a person should know of it."""
+
+    target_itl_ms: float
+    chunk_tokens: int
+    step_ms: float
+    best_tokens_per_s: float
+    efficiency: float
+    meets_target: bool
+    note: str | None
+
+
+class Memory(Struct, frozen=True, kw_only=True):
+    """Of the engine's device."""
+
+    kv_bytes: int
+    active_bytes: int
+    peak_bytes: int
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """The whole answer."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: str
+    state: str
+    uptime_s: float
+    rows: Rows
+    tokens: TokenCounts
+    cache: Cache
+    prefill: Prefill
+    memory: Memory
+
+
+class GatewayFacts(Struct, frozen=True, kw_only=True):
+    """What the engine's statistics do not say."""
+
+    model: str
+    state: str
+    uptime_s: float
+    max_rows: int
+    queued: int
+    target_itl_ms: float
+    has_cache: bool
+    has_disk: bool
+
+
+def status_of(facts: GatewayFacts, stats: Stats | None) -> Status:
+    """`stats` is None until the engine has sent some."""
+    stats = stats or NO_STATS
+    return Status(
+        model=facts.model,
+        state=facts.state,
+        uptime_s=round(facts.uptime_s, 3),
+        rows=Rows(
+            max=facts.max_rows,
+            running=stats.running,
+            waiting=stats.waiting,
+            queued=facts.queued,
+        ),
+        tokens=TokenCounts(
+            prefilled=stats.prefill_tokens,
+            decoded=stats.decode_tokens,
+            background=stats.cache.background_tokens,
+        ),
+        cache=_cache(facts, stats),
+        prefill=_prefill(facts.target_itl_ms, stats.prefill),
+        memory=Memory(
+            kv_bytes=stats.kv_bytes,
+            active_bytes=stats.active_bytes,
+            peak_bytes=stats.peak_bytes,
+        ),
+    )
+
+
+def encode_status(status: Status) -> bytes:
+    """Body of GET /v1/status."""
+    return _encoder.encode(status)
+
+
+def _cache(facts: GatewayFacts, stats: Stats) -> Cache:
+    cache = stats.cache
+    not_wanted = None if facts.has_disk else DISK_NOT_WANTED
+    return Cache(
+        enabled=facts.has_cache,
+        nodes=cache.nodes,
+        bytes=cache.bytes,
+        limit_bytes=cache.limit_bytes,
+        asked_tokens=cache.asked_tokens,
+        cached_tokens=cache.cached_tokens,
+        hit_ratio=_ratio(cache.cached_tokens, cache.asked_tokens),
+        evictions=cache.evictions,
+        preemptions=cache.preemptions,
+        disk=Disk(
+            files=cache.disk_files,
+            bytes=cache.disk_bytes,
+            written_bytes=cache.disk_written_bytes,
+            read_bytes=cache.disk_read_bytes,
+            off_reason=cache.disk_off_reason or not_wanted,
+        ),
+    )
+
+
+def _prefill(target_itl_ms: float, prefill: PrefillStats) -> Prefill:
+    step_ms = round(prefill.step_s * 1000, 1)
+    note = (
+        f"Even a step with the smallest chunk worth computing takes {step_ms:g} ms, more than "
+        f"target_itl_ms = {target_itl_ms:g}: streams pause that long while a prompt is computed."
+    )
+    return Prefill(
+        target_itl_ms=target_itl_ms,
+        chunk_tokens=prefill.chunk_tokens,
+        step_ms=step_ms,
+        best_tokens_per_s=round(prefill.best_tokens_s, 1),
+        efficiency=round(prefill.efficiency, 3),
+        meets_target=prefill.meets_target,
+        note=None if prefill.meets_target else note,
+    )
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None
