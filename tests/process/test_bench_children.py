@@ -14,6 +14,7 @@ ANSWERS = "import sys\nfor line in sys.stdin: print('{\"streams\":[]}', flush=Tr
 DIES = "import sys; sys.stdin.readline(); sys.exit('no such device')"
 HANGS = "import sys\nfor line in sys.stdin: pass"
 NOT_A_SERVER = "import sys; sys.exit('port 1 is in use')"
+TELLS = 'import os, sys; sys.exit(f\'{os.environ["VERGER_HOME"]} {"PATH" in os.environ}\')'
 HTTP_SERVER = """
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -70,3 +71,14 @@ def test_a_server_is_ready_at_its_first_200_and_ended_afterwards(tmp_path: Path)
 def test_a_server_that_cannot_start_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="^server ended: port 1 is in use$"):
         asyncio.run(ready_s(NOT_A_SERVER, tmp_path))
+
+
+def test_a_child_gets_our_variables_and_its_own(tmp_path: Path) -> None:
+    async def last_words() -> str:
+        variables = {"VERGER_HOME": "/a home"}
+        async with child("worker", ["-c", TELLS], tmp_path, variables) as worker:
+            async with asyncio.timeout(LIMIT_S):
+                await worker.process.wait()
+            return worker.log.read_text().strip()
+
+    assert asyncio.run(last_words()) == "/a home True"

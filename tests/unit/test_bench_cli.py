@@ -7,14 +7,14 @@ import typer
 
 from tests.model_folders import TENSOR_BYTES, write_model_folder
 from verger.bench.report import Connections, CpuPerToken, Pair, Rates, Report, summarise
-from verger.cli import bench
+from verger.cli import bench, bench_shared
 from verger.cli.machine import has_engine
 from verger.errors import StartupError
 from verger.timings import StreamTimes
 
 
 def test_without_the_engine_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "has_engine", lambda: False)
+    monkeypatch.setattr(bench_shared, "has_engine", lambda: False)
     with pytest.raises(StartupError, match=r"verger\[engine\]"):
         bench.overhead()
 

@@ -1,7 +1,7 @@
 """The processes that are measured and that measure: started, asked, ended.
 
-Used by `overhead.py`. Every wait is bounded; a child that fails becomes one BenchError with the
-last line that it printed. Must not know rounds' contents or statistics.
+Used by `overhead.py` and `served.py`. Every wait is bounded; a child that fails becomes one
+BenchError with the last line that it printed. Must not know rounds' contents or statistics.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ READY_LIMIT_S = 900.0
 POLL_S = 0.01
 PROBE_LIMIT_S = 5.0
 END_LIMIT_S = 10.0
+ENV = "/usr/bin/env"
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """The times of a round, about 20 bytes a token."""
 
@@ -47,18 +48,26 @@ class Child:
 
 
 @asynccontextmanager
-async def child(name: str, arguments: Sequence[str], folder: Path) -> AsyncIterator[Child]:
-    """A Python process with the given arguments, ended on leaving."""
+async def child(
+    name: str,
+    arguments: Sequence[str],
+    folder: Path,
+    variables: Mapping[str, str] | None = None,
+    end_limit_s: float = END_LIMIT_S,
+) -> AsyncIterator[Child]:
+    """A Python process with the given arguments, and variables beside ours; ended on leaving."""
     log = folder / f"{name}.log"
+    settings = [f"{variable}={value}" for variable, value in (variables or {}).items()]
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", *arguments, stdin=PIPE, stdout=PIPE, stderr=stderr,
-            limit=MAX_ANSWER_BYTES,
+            # env(1) becomes the process: so no one here needs to read the environment.
+            ENV, *settings, sys.executable, "-P", *arguments,
+            stdin=PIPE, stdout=PIPE, stderr=stderr, limit=MAX_ANSWER_BYTES,
         )  # fmt: skip
     try:
         yield Child(name, process, log)
     finally:
-        await _end(process)
+        await _end(process, end_limit_s)
 
 
 async def ask(worker: Child, question: Struct, limit_s: float) -> Timings:
@@ -113,13 +122,13 @@ async def _is_ready(port: int) -> bool:
         return False
 
 
-async def _end(process: Process) -> None:
+async def _end(process: Process, limit_s: float) -> None:
     """A server drains on SIGTERM, the workers simply end; SIGKILL is for who does neither."""
     if process.returncode is not None:
         return
     process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), END_LIMIT_S)
+        await asyncio.wait_for(process.wait(), limit_s)
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -1,9 +1,10 @@
 """What is asked in a round: texts of an exact length, as request bodies and as token ids.
 
-Called by `overhead.py`. Pure. The ids come from the renderer that the server uses, so that both
-sides start from the same tokens. Must not know what is measured.
+Called by `overhead.py`, and for its texts by all of `bench/`. Pure. The ids come from the renderer
+that the server uses, so that both sides start from the same tokens. Must not know what is measured.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -62,3 +63,20 @@ def text_of(tokens: int, vocabulary: Vocabulary, random: Random) -> str:
         words.append(random.choice(fitting))
         remaining -= costs[words[-1]]
     return "".join(words)
+
+
+def joined_text(tokens: int, vocabulary: Vocabulary, random: Random) -> str:
+    """Random words that have at most so many tokens together, and hardly fewer.
+
+    A vocabulary may join a space to the word before it, so that words alone cost something else.
+    """
+    words: list[str] = []
+    while (have := _tokens(words, vocabulary)) < tokens:
+        words += random.choices(WORDS, k=max(1, (tokens - have) // 2))
+    counts = range(len(words) + 1)
+    fitting = bisect_right(counts, tokens, key=lambda n: _tokens(words[:n], vocabulary))
+    return " ".join(words[: fitting - 1])
+
+
+def _tokens(words: list[str], vocabulary: Vocabulary) -> int:
+    return len(vocabulary.encode(" ".join(words)))

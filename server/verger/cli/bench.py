@@ -1,21 +1,28 @@
 """`verger bench`: measures this machine; the table and the JSON show the same report."""
 
-import asyncio
-import signal
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
-from verger import paths
-from verger.catalogue import GB, ModelChoice, load_catalogue, resolve_model
-from verger.cli.machine import has_engine, memory_bytes, model_places
+from verger.catalogue import GB, ModelChoice
+from verger.cli.bench_replay import replay
+from verger.cli.bench_shared import (
+    JsonOption,
+    choose,
+    notify,
+    place,
+    print_table,
+    require_engine,
+    run,
+    show,
+    verdict,
+)
+from verger.cli.bench_stall import stall
+from verger.cli.machine import memory_bytes
 from verger.errors import StartupError
 
 if TYPE_CHECKING:
-    from verger.bench.plan import Plan, Scenario
+    from verger.bench.plan import Scenario
     from verger.bench.report import Report, ScenarioReport
 
 STREAMS, TOKENS, REPEATS = "1,8,16,15+1", 128, 5
@@ -35,9 +42,8 @@ HEADINGS = (
 bench = typer.Typer(help="Measure what Verger costs on this machine.", no_args_is_help=True)
 
 
-@bench.callback()
-def _group() -> None:
-    """Keeps `overhead` a command of its own while it is the only one."""
+bench.command()(replay)
+bench.command()(stall)
 
 
 @bench.command()
@@ -61,16 +67,12 @@ def overhead(
             f"--streams {QUICK_STREAMS} --tokens {QUICK_TOKENS} --repeats {QUICK_REPEATS}.",
         ),
     ] = False,
-    json: Annotated[
-        Path | None, typer.Option(help="Also write JSON to this file; - prints it instead.")
-    ] = None,
+    json: JsonOption = None,
 ) -> None:
     """Tokens per second through HTTP and SSE ÷ those of mlx-lm's bare batch loop."""
-    if not has_engine():
-        raise StartupError(
-            "the engine is not installed: run scripts/bench, or pip install 'verger[engine]'"
-        )
+    require_engine()
     # Imported late: no other command needs the tokenizer.
+    from verger.bench.overhead import measure
     from verger.bench.plan import Plan
 
     plan = Plan(
@@ -80,21 +82,7 @@ def overhead(
         tokens=tokens or (QUICK_TOKENS if quick else TOKENS),
         repeats=repeats or (QUICK_REPEATS if quick else REPEATS),
     )
-    try:
-        report = asyncio.run(_measure(plan))
-    except asyncio.CancelledError:
-        raise typer.Abort from None
-    _show(report, json)
-
-
-async def _measure(plan: "Plan") -> "Report":
-    """SIGTERM does what Ctrl-C does: the measurement unwinds and ends its children."""
-    from verger.bench.overhead import measure
-
-    measuring = asyncio.current_task()
-    assert measuring is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
-    return await measure(plan, _notify)
+    show(run(lambda: measure(plan, notify)), json, print_report)
 
 
 def _scenarios(text: str) -> "list[Scenario]":
@@ -112,14 +100,7 @@ def _scenarios(text: str) -> "list[Scenario]":
 
 def _choose(model: str) -> ModelChoice:
     """The model is loaded twice, by the server and by the loop it is compared with."""
-    memory = memory_bytes()
-    choice = resolve_model(
-        model,
-        load_catalogue(paths.catalogue_dir()),
-        model_places(),
-        memory_bytes=memory,
-        is_loopback=True,
-    )
+    memory, choice = memory_bytes(), choose(model)
     needed = 2 * choice.folder.weight_bytes
     if needed > memory:
         raise StartupError(
@@ -129,34 +110,10 @@ def _choose(model: str) -> ModelChoice:
     return choice
 
 
-def _notify(text: str) -> None:
-    print(f"verger: {text} ...", file=sys.stderr)
-
-
-def _show(report: "Report", file: Path | None) -> None:
-    encoded = msgspec.json.format(msgspec.json.encode(report))
-    if file == Path("-"):
-        print(encoded.decode())
-        return
-    print_report(report)
-    if file is not None:
-        file.write_bytes(encoded + b"\n")
-        print(f"Written to {file}")
-
-
 def print_report(report: "Report") -> None:
     """The table, what it means, and what has no place in it."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"{report.model} on {report.machine}, {report.cores} cores"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for scenario in report.scenarios:
-        table.add_row(*row(scenario))
-    Console().print(table)
+    title = f"{report.model} on {place(None, report.machine, report.cores)}"
+    print_table(title, HEADINGS, [row(scenario) for scenario in report.scenarios])
     print("ratio: tokens per second through HTTP ÷ bare loop, once all streams have begun")
     for scenario in report.scenarios:
         if not scenario.are_tokens_equal:
@@ -172,14 +129,13 @@ def print_report(report: "Report") -> None:
 def row(scenario: "ScenarioReport") -> list[str]:
     """One line of the table."""
     ratio, cpu = scenario.decode_ratio, scenario.cpu_per_token
-    verdict = "met" if ratio.median >= scenario.target_ratio else "missed"
     return [
         scenario.name,
         f"{scenario.http_decode_tok_s:.0f}",
         f"{scenario.bare_decode_tok_s:.0f}",
         f"{ratio.median:.2f}",
         f"{ratio.low:.2f}–{ratio.high:.2f}",
-        f"{scenario.target_ratio:.2f} {verdict}",
+        f"{scenario.target_ratio:.2f} {verdict(ratio.median >= scenario.target_ratio)}",
         f"{scenario.whole_ratio.median:.2f}",
         f"{cpu.gateway_us:.0f}",
         f"{cpu.engine_us:.0f}",
