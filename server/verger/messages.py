@@ -186,6 +186,10 @@ class CacheStats(Struct, frozen=True, array_like=True):
     disk_read_bytes: int = 0
     disk_off_reason: str = ""
     """Why nothing is written to disk; empty while it is."""
+    token_bytes: int = 0
+    """What one position of a prefix takes."""
+    window_bytes: int = 0
+    """What a checkpoint takes besides."""
 
 
 class PrefillStats(Struct, frozen=True, array_like=True):

@@ -108,6 +108,8 @@ def graph_size(model: GptOss, rows: int) -> int:
         ring_groups=(decode_group(store.ring, [row.ring_row for row in placed], at, 0),),
         segments=(),
         sampled=mx.arange(rows),
+        last_segments=(),
+        last_sampled=mx.arange(rows),
     )
     logits = forward(model, store, mx.zeros((rows,), mx.int32), step)
     return _count_operations(logits)

@@ -26,6 +26,8 @@ CACHE = CacheStats(
     cached_tokens=150,
     evictions=16,
     preemptions=17,
+    token_bytes=2048,
+    window_bytes=260_096,
     background_tokens=18,
     disk_files=19,
     disk_bytes=20,
@@ -59,6 +61,8 @@ def test_every_figure_stands_in_its_place() -> None:
             "cached_tokens": 150,
             "hit_ratio": 0.75,
             "evictions": 16,
+            "token_bytes": 2048,
+            "window_bytes": 260_096,
             "preemptions": 17,
             "disk": {
                 "files": 19,

@@ -30,6 +30,7 @@ def scenario(
         prompt_tokens=5000,
         rendered_tokens=5000,
         least_tokens=1000,
+        distinct_tokens=1200,
         computed_tokens=1040,
         background_tokens=30,
         ratio=1.04,

@@ -2,7 +2,7 @@
 
 from tests.harmony_text import byte_vocabulary, harmony_text
 from verger.bench.chat import Answer
-from verger.bench.least import Exchange, PrefixTree, exchange_of, least_tokens
+from verger.bench.least import Exchange, Least, PrefixTree, exchange_of, least_tokens
 from verger.formats.conversation import Conversation, Message, Role, ToolCall
 
 USER = Message(Role.USER, "call look {}")
@@ -33,23 +33,24 @@ def test_a_tree_tells_how_many_positions_are_new() -> None:
 
 
 def test_a_shared_beginning_is_computed_once() -> None:
-    assert least_tokens([exchange(0, 5, [1, 2, 3, 4]), exchange(1, 6, [1, 2, 3, 9, 9])]) == 4 + 2
+    both = [exchange(0, 5, [1, 2, 3, 4]), exchange(1, 6, [1, 2, 3, 9, 9])]
+    assert least_tokens(both) == Least(tokens=4 + 2, positions=4 + 2)
 
 
 def test_what_was_generated_is_there_when_the_answer_has_ended() -> None:
     first = exchange(0, 1, [1, 2], [7, 8])
-    assert least_tokens([first, exchange(2, 3, [1, 2, 7, 8, 3])]) == 2 + 1
-    assert least_tokens([first, exchange(0.5, 3, [1, 2, 7, 8, 3])]) == 2 + 3
+    assert least_tokens([first, exchange(2, 3, [1, 2, 7, 8, 3])]).tokens == 2 + 1
+    assert least_tokens([first, exchange(0.5, 3, [1, 2, 7, 8, 3])]).tokens == 2 + 3
 
 
 def test_requests_count_in_the_order_in_which_they_were_sent() -> None:
     """The second of two equal prompts needs one token, whichever is listed first."""
     prompts = [exchange(1, 9, [1, 2, 3]), exchange(0, 8, [1, 2, 3])]
-    assert least_tokens(prompts) == least_tokens(prompts[::-1]) == 3 + 1
+    assert least_tokens(prompts) == least_tokens(prompts[::-1]) == Least(3 + 1, 3)
 
 
 def test_a_known_prompt_still_costs_its_last_token() -> None:
-    assert least_tokens([exchange(0, 1, [1, 2], [3]), exchange(2, 3, [1, 2, 3])]) == 2 + 1
+    assert least_tokens([exchange(0, 1, [1, 2], [3]), exchange(2, 3, [1, 2, 3])]) == Least(2 + 1, 3)
 
 
 def test_a_call_continues_the_prompt_with_its_reasoning() -> None:
@@ -87,4 +88,4 @@ def test_a_tool_loop_costs_only_what_is_added() -> None:
     assert harmony_text(list(exchanges[1].prompt), vocabulary).endswith(added)
     specials = 5
     texts = len("functions.look to=assistantcommentarysunnyassistant")
-    assert least_tokens(exchanges) == len(exchanges[0].prompt) + specials + texts
+    assert least_tokens(exchanges).tokens == len(exchanges[0].prompt) + specials + texts

@@ -54,7 +54,14 @@ def status(prefilled: int, background: int = 0, asked: int = 0, cached: int = 0)
         {
             "rows": {"max": 16, "running": 0, "waiting": 0, "queued": 0},
             "tokens": {"prefilled": prefilled, "decoded": 1, "background": background},
-            "cache": {"bytes": 5, "limit_bytes": 9, "asked_tokens": asked, "cached_tokens": cached},
+            "cache": {
+                "bytes": 5,
+                "limit_bytes": 9,
+                "asked_tokens": asked,
+                "cached_tokens": cached,
+                "token_bytes": 2,
+                "window_bytes": 3,
+            },
             "memory": {"kv_bytes": 7, "active_bytes": 8},
         },
         Status,

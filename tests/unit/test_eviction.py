@@ -8,6 +8,7 @@ from tests.prefix_device import GEOMETRY, PLACE
 from verger.engine.eviction import (
     END_PROBABILITY,
     REBUILD_S,
+    RETURN_S,
     SHARED_PROBABILITY,
     STALE_ENTRIES,
     SUPERSEDED_PROBABILITY,
@@ -209,17 +210,21 @@ def test_a_wanted_prefix_goes_last_and_one_evicted_under_a_want_leaves_the_one_b
     cache.check_integrity()
 
 
-def test_the_price_is_what_the_victims_are_worth() -> None:
+def test_the_price_is_what_those_lose_who_will_soon_be_back() -> None:
     cache = cache_of()
     add(cache, 1, chat(0), Kind.END)
     end_bytes = 100 * GEOMETRY.token_bytes + WINDOW_BYTES
     assert cache.price(0, 0.0) == 0.0
     assert cache.price(-5, 0.0) == 0.0
-    assert cache.price(1, 0.0) == cache.price(end_bytes, 0.0) == 100 * END_PROBABILITY[Kind.END]
+    assert cache.price(end_bytes, 0.0) == 0.0
     assert cache.price(end_bytes + 1, 0.0) == math.inf
     add(cache, 2, chat(1000), Kind.OPEN)
-    both_s = 100 * (END_PROBABILITY[Kind.END] + END_PROBABILITY[Kind.OPEN])
-    assert cache.price(end_bytes + 1, 0.0) == both_s
+    open_s = 100 * END_PROBABILITY[Kind.OPEN]
+    assert cache.price(end_bytes, 0.0) == 0.0
+    assert cache.price(end_bytes + 1, 0.0) == cache.price(end_bytes + 1, RETURN_S - 0.1) == open_s
+    assert cache.price(end_bytes + 1, RETURN_S) == 0.0
+    cache.want(3, "", chat(0, 120))
+    assert cache.price(2 * end_bytes, RETURN_S) == 100
     assert cache.evict(end_bytes + 1, 0.0) == 2 * end_bytes
     assert cache.evictions == 2
 

@@ -87,7 +87,8 @@ FIELDS = {
     Stats: "running waiting steps prefill_tokens decode_tokens kv_bytes active_bytes peak_bytes "
     "cache prefill",
     CacheStats: "nodes bytes limit_bytes asked_tokens cached_tokens evictions preemptions "
-    "background_tokens disk_files disk_bytes disk_written_bytes disk_read_bytes disk_off_reason",
+    "background_tokens disk_files disk_bytes disk_written_bytes disk_read_bytes disk_off_reason "
+    "token_bytes window_bytes",
     PrefillStats: "target_itl_s chunk_tokens step_s best_tokens_s efficiency meets_target",
     Heartbeat: "steps",
     Fatal: "message is_permanent",

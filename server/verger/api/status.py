@@ -46,6 +46,7 @@ class Disk(Struct, frozen=True, kw_only=True):
 
 class Cache(Struct, frozen=True, kw_only=True):
     """Prefixes that are kept. `bytes` is theirs alone, `limit_bytes` for running rows as well.
+    A position takes `token_bytes`, a checkpoint `window_bytes` besides.
 
     `hit_ratio` is the part of `asked_tokens` that was cached; null when none were asked for."""
 
@@ -56,6 +57,8 @@ class Cache(Struct, frozen=True, kw_only=True):
     asked_tokens: int
     cached_tokens: int
     hit_ratio: float | None
+    token_bytes: int
+    window_bytes: int
     evictions: int
     preemptions: int
     disk: Disk
@@ -153,6 +156,8 @@ def _cache(facts: GatewayFacts, stats: Stats) -> Cache:
         cached_tokens=cache.cached_tokens,
         hit_ratio=_ratio(cache.cached_tokens, cache.asked_tokens),
         evictions=cache.evictions,
+        token_bytes=cache.token_bytes,
+        window_bytes=cache.window_bytes,
         preemptions=cache.preemptions,
         disk=Disk(
             files=cache.disk_files,

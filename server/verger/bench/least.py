@@ -33,6 +33,8 @@ _Node = dict[int, "_Node"]
 class PrefixTree:
     """All sequences seen so far."""
 
+    positions: int = 0
+    """All of them, each once."""
     _root: _Node = field(default_factory=dict)
 
     def add(self, ids: Iterable[int]) -> int:
@@ -44,10 +46,19 @@ class PrefixTree:
                 following = node[id] = {}
                 new += 1
             node = following
+        self.positions += new
         return new
 
 
-def least_tokens(exchanges: Iterable[Exchange]) -> int:
+@dataclass(frozen=True, slots=True)
+class Least:
+    """What a perfect cache computes, and how many positions it then holds."""
+
+    tokens: int
+    positions: int
+
+
+def least_tokens(exchanges: Iterable[Exchange]) -> Least:
     """In the order in which requests were sent and answers ended.
 
     Even of a prompt that is known in full one token is computed: the first answer comes of it.
@@ -60,7 +71,7 @@ def least_tokens(exchanges: Iterable[Exchange]) -> int:
             least += max(1, tree.add(exchange.prompt))
         else:
             tree.add(exchange.continued)
-    return least
+    return Least(least, tree.positions)
 
 
 def exchange_of(conversation: Conversation, answer: Answer, vocabulary: Vocabulary) -> Exchange:

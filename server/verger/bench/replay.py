@@ -32,7 +32,7 @@ from verger.bench.replay_report import (
     ScenarioReport,
 )
 from verger.bench.second_turn import measure_second_turns
-from verger.bench.served import read_status, serving, settled_status
+from verger.bench.served import Status, read_status, serving, settled_status
 from verger.bench.trace import Step, Trace, loop_bias, make_trace
 from verger.formats.conversation import Conversation, Message, Role, ToolCall
 
@@ -141,8 +141,6 @@ class _Replay:
                 await _play(agents, target, until)
                 after = await settled_status(target.endpoint, target.key)
                 counted.add(before, after)
-        if name == "fits" and after is not None:
-            self.working_set_bytes, self._ring_bytes = after.cache.bytes, after.ring_bytes
         if _today() != self.date:
             raise BenchError("it was midnight, and prompts begin with the date: run it again")
         outcome = Outcome(
@@ -152,7 +150,16 @@ class _Replay:
             counted=counted,
             elapsed_s=time.perf_counter() - started_s,
         )
-        return scenario_report(name, limit_bytes, outcome, self.plan.vocabulary)
+        report = scenario_report(name, limit_bytes, outcome, self.plan.vocabulary)
+        if name == "fits" and after is not None:
+            self._ring_bytes = after.ring_bytes
+            self.working_set_bytes = self._working_set(report.distinct_tokens, after)
+        return report
+
+    def _working_set(self, positions: int, status: Status) -> int:
+        """Each distinct position once, and what it takes to go on with every agent."""
+        windows = self.plan.agents * status.cache.window_bytes
+        return positions * status.cache.token_bytes + windows
 
     @asynccontextmanager
     async def server(self, name: str, settings: Mapping[str, str]) -> AsyncIterator[Target]:

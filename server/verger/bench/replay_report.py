@@ -64,6 +64,8 @@ class ScenarioReport(Struct, frozen=True, kw_only=True):
     """As `least_tokens` was counted; another number means that the server writes prompts
     differently."""
     least_tokens: int
+    distinct_tokens: int
+    """Positions of all sequences, each prefix once, with what was generated."""
     computed_tokens: int
     background_tokens: int | None
     """Those of `computed_tokens` that no request waited for."""

@@ -46,6 +46,8 @@ class _Cache(Struct, frozen=True):
     limit_bytes: int
     asked_tokens: int
     cached_tokens: int
+    token_bytes: int
+    window_bytes: int
     evictions: int = 0
     preemptions: int = 0
 

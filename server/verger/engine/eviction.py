@@ -45,6 +45,8 @@ RATE_BUCKET = 4.0
 """Ends whose seconds per byte are nearer to each other than this factor count as equal."""
 ON_DISK_SHARE = 0.25
 """Of the time to compute something, what reading it back is taken to cost."""
+RETURN_S = 15.0
+"""Within this time after a tool call its result is expected."""
 REBUILD_S = 60.0
 """How old an order may get, since likelihoods fall with time."""
 STALE_ENTRIES = 1024
@@ -62,6 +64,8 @@ class Victim:
     value_s: float
     """Seconds of computing expected to be lost."""
     density: float
+    is_soon_back: bool
+    """Whether somebody waits for it, or is about to come back to it."""
 
 
 @dataclass(slots=True)
@@ -218,7 +222,13 @@ class Evictor:
         rate = lost_s / nbytes
         if chain and rate > 0:
             rate = RATE_BUCKET ** round(math.log(rate, RATE_BUCKET))
-        return Victim(node, chain, nbytes, likely * lost_s, likely * rate)
+        is_soon_back = bool(chain) and _is_soon_back(node, now_s)
+        return Victim(node, chain, nbytes, likely * lost_s, likely * rate, is_soon_back)
+
+
+def _is_soon_back(node: Node, now_s: float) -> bool:
+    is_open = Kind.OPEN in (node.kind, node.path_kind)
+    return node.wanted > 0 or (is_open and now_s - node.used_s < RETURN_S)
 
 
 def _chain(node: Node, gone: _Gone) -> list[Node]:

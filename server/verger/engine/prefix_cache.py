@@ -212,11 +212,12 @@ class PrefixCache:
 
     # -- eviction
     def price(self, nbytes: int, now_s: float) -> float:
-        """Expected seconds of recomputation lost by freeing so many bytes (inf: impossible)."""
+        """Expected seconds of recomputation that freeing so many bytes would soon cost others: what
+        a waiting request will use, or the result of a tool call (inf: there is not so much)."""
         victims = self._evictor.victims(nbytes, now_s)
         if sum(victim.nbytes for victim in victims) < nbytes:
             return math.inf
-        return sum(victim.value_s for victim in victims)
+        return sum(victim.value_s for victim in victims if victim.is_soon_back)
 
     def evict(self, nbytes: int, now_s: float) -> int:
         """Free at least so many bytes if there are as many; what was freed."""

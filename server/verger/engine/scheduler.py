@@ -192,6 +192,8 @@ class Scheduler:
             evictions=cache.evictions,
             preemptions=self.preemptions,
             background_tokens=self._planner.background_tokens,
+            token_bytes=self.kv.geometry.token_bytes,
+            window_bytes=self.kv.geometry.window_bytes(self.context_tokens),
         )
 
     def check_integrity(self) -> None:
