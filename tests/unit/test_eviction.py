@@ -259,3 +259,14 @@ def test_entries_stay_in_proportion_to_the_checkpoints() -> None:
         evictor.touch(end)
         assert len(evictor.victims(1, 0.0)) == 1
         assert evictor.entries <= 2 + STALE_ENTRIES + 1
+
+
+def test_of_a_conversations_turns_only_the_last_ones_start_is_likely() -> None:
+    """A finished turn's reasoning is left out of what follows, so the next prompt parts from the
+    cache there, and no earlier."""
+    cache = cache_of()
+    turns = {100: Kind.TURN, 200: Kind.TURN, 300: Kind.TURN}
+    add(cache, 1, chat(0, 400), Kind.OPEN, turns)
+    path = cache._tree.path("", chat(0, 400), 400)
+    likely = [probability(node, is_end=False, now_s=0.0) for node in path[:-1]]
+    assert likely == [SUPERSEDED_PROBABILITY] * 2 + [END_PROBABILITY[Kind.TURN]]

@@ -110,7 +110,7 @@ def test_the_least_class_is_preempted_first() -> None:
 
 
 def test_a_preempted_row_finds_what_it_had_computed() -> None:
-    engine = make_engine(11_500)
+    engine = make_engine(10_900)
     engine.submit(submit(1, 5_000, max_tokens=130), submit(2, 5_000, max_tokens=1_000))
     engine.run()
     assert engine.scheduler.preemptions == 1

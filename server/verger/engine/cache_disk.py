@@ -19,9 +19,9 @@ from verger.messages import CacheStats
 
 POLL_S = 0.02
 """Between two looks while the disk works and nothing else happens."""
-SAVE_INTERVAL_S = 1.0
+SAVE_INTERVAL_S = 0.5
 """Between two looks for prefixes that are worth a file."""
-MAX_SAVES = 8
+MAX_SAVES = 2
 """In one look: exporting a span holds up the next step."""
 FILE_OVERHEAD_SHARE = 0.02
 """Of the limit, kept free for headers and checksums."""

@@ -18,9 +18,11 @@ from verger.engine.steps import Place
 
 MIN_CAPACITY_TOKENS = 256
 BLOCK_TOKENS = 4096
-"""Positions in a shared block: 16 rows of 256, 8 of 512 … longer rows have their own."""
-GROWTH_TOKENS = 1024
-"""Rows longer than a block grow by this much."""
+"""Positions in a shared block: 16 rows of 256, 8 of 512 …"""
+MAX_SHARED_TOKENS = 2048
+"""Longer rows have a block of their own, so that little of it is empty."""
+GROWTH_TOKENS = 512
+"""They grow by this much."""
 
 
 @dataclass(slots=True)
@@ -89,12 +91,14 @@ class Places:
         return next(blocks, None)
 
     def _rows_of(self, capacity: int) -> int:
-        return min(self._max_rows, max(1, BLOCK_TOKENS // capacity))
+        if capacity > MAX_SHARED_TOKENS:
+            return 1
+        return min(self._max_rows, BLOCK_TOKENS // capacity)
 
 
 def capacity_for(tokens: int) -> int:
-    """Powers of two and the halves between them up to a block, then multiples of the growth."""
-    if tokens > BLOCK_TOKENS:
+    """Powers of two and the halves between them, then multiples of the growth."""
+    if tokens > MAX_SHARED_TOKENS:
         return -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS
     power = max(MIN_CAPACITY_TOKENS, 1 << (tokens - 1).bit_length())
     between = power * 3 // 4

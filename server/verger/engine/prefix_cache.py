@@ -175,6 +175,8 @@ class PrefixCache:
         if row.tip.parent is None:
             return
         row.tip.kind = max(row.tip.kind, kind)
+        if kind is Kind.TURN:
+            self._supersede_turns(row.tip)
         self._evictor.touch(row.tip)
         if window_id is not None and row.tip.window_id is None:
             self._tree.add_window(row.tip, window_id)
@@ -251,6 +253,14 @@ class PrefixCache:
             if not self._save(order):
                 self.files.saved(order.header.name, ok=False)
                 return
+
+    def _supersede_turns(self, node: Node) -> None:
+        """A conversation goes back to the start of its last turn only: to what came before that
+        turn's reasoning."""
+        for above in node.path()[:-1]:
+            if above.kind is Kind.TURN:
+                above.kind = Kind.GRID
+                self._evictor.touch(above)
 
     # -- rows and spans
     def _sources(self, path: list[Node]) -> tuple[Stored | Running, ...]:

@@ -4,8 +4,8 @@ Owned by the scheduler. Pure; must not know frames or plans. The order is that o
 priority: the gateway decides whose turn it is. Two things change it. A request whose prefix is
 being prefilled for another one waits for that instead of computing it twice. And a request that
 could only get its row by evicting prefixes that others are about to use again has to have waited
-for as long as that would cost them, twice: meanwhile those whose prefix is at hand go first, so
-that a working set larger than the memory is worked off in turns instead of being thrashed.
+for as long as that would cost them, three times over: meanwhile those whose prefix is at hand go
+first, so that a working set larger than the memory is worked off in turns instead of being thrashed.
 """
 
 from collections.abc import Collection, Iterator
@@ -16,7 +16,7 @@ from verger.engine.sequence import Sequence, SequenceState
 MAX_WAITING = 256
 MIN_SHARED_TOKENS = 256
 """Waiting for another request's prefill must save at least so much."""
-PATIENCE = 2.0
+PATIENCE = 3.0
 """Seconds that a request waits per second of recomputation that its row would cost others."""
 MAX_PATIENCE_S = 60.0
 """After that it takes what it needs, and nobody overtakes it any more."""
