@@ -12,6 +12,7 @@ from verger.engine.eviction import (
     SHARED_PROBABILITY,
     STALE_ENTRIES,
     SUPERSEDED_PROBABILITY,
+    TENURE_WEIGHT,
     YOUNG_S,
     Evictor,
     probability,
@@ -219,12 +220,12 @@ def test_the_price_is_what_those_lose_who_will_soon_be_back() -> None:
     assert cache.price(end_bytes, 0.0) == 0.0
     assert cache.price(end_bytes + 1, 0.0) == math.inf
     add(cache, 2, chat(1000), Kind.OPEN)
-    open_s = 100 * END_PROBABILITY[Kind.OPEN]
+    open_s = 100 * END_PROBABILITY[Kind.OPEN] * TENURE_WEIGHT
     assert cache.price(end_bytes, 0.0) == 0.0
     assert cache.price(end_bytes + 1, 0.0) == cache.price(end_bytes + 1, RETURN_S - 0.1) == open_s
     assert cache.price(end_bytes + 1, RETURN_S) == 0.0
     cache.want(3, "", chat(0, 120))
-    assert cache.price(2 * end_bytes, RETURN_S) == 100
+    assert cache.price(2 * end_bytes, RETURN_S) == 100 * TENURE_WEIGHT
     assert cache.evict(end_bytes + 1, 0.0) == 2 * end_bytes
     assert cache.evictions == 2
 

@@ -8,8 +8,10 @@ from msgspec.structs import replace
 
 from tests.fakes import ECHO_KV
 from tests.schedulers import Engine, make_scheduler, opened
+from verger.engine.eviction import RETURN_S
 from verger.engine.places import BLOCK_TOKENS
-from verger.engine.row_queue import MAX_PATIENCE_S, PATIENCE
+from verger.engine.row_queue import MAX_PATIENCE_S
+from verger.engine.scheduler import IDLE_PATIENCE_S
 from verger.messages import BATCH, FinishReason, Rejected, RejectReason, Submit
 
 MAX_ROWS = 4
@@ -143,22 +145,38 @@ def open_loops(engine: Engine) -> None:
         assert engine.finished(request_id).reason is FinishReason.STOP
 
 
-def test_whoever_costs_others_their_prefix_waits_as_long_as_that_is_worth() -> None:
+def test_whoever_costs_others_their_prefix_waits_for_those_who_may_come_back() -> None:
+    """While nobody computes, for a moment only."""
     engine = make_engine(12_000)
     open_loops(engine)
     engine.submit(submit(3, 5_000))
     engine.step()
     assert engine.scheduler.waiting == 1
-    price_s = engine.scheduler.kv.cache.price(3_400 * KV.token_bytes, engine.now_s)
-    assert 0 < price_s < MAX_PATIENCE_S / PATIENCE
-    engine.now_s += price_s * PATIENCE * 0.9
-    engine.step()
-    assert engine.scheduler.waiting == 1
-    engine.now_s += price_s * PATIENCE * 0.2
+    engine.now_s += IDLE_PATIENCE_S
     assert [s.request_id for s in opened(engine.step())] == [3]
 
 
-def test_meanwhile_a_conversation_that_is_at_hand_overtakes() -> None:
+def test_nobody_waits_for_those_who_are_not_expected_soon() -> None:
+    engine = make_engine(12_000)
+    open_loops(engine)
+    engine.now_s += RETURN_S
+    engine.submit(submit(3, 5_000))
+    assert [s.request_id for s in opened(engine.step())] == [3]
+
+
+def test_while_somebody_computes_only_patience_runs_out() -> None:
+    engine = make_engine(18_000)
+    open_loops(engine)
+    engine.submit(submit(4, 3_000, max_tokens=10_000))
+    engine.step()
+    engine.submit(submit(3, 5_000))
+    engine.now_s += RETURN_S - 5
+    assert not opened(engine.step())
+    engine.now_s += MAX_PATIENCE_S
+    assert [s.request_id for s in opened(engine.step())] == [3]
+
+
+def test_a_conversation_that_is_at_hand_overtakes() -> None:
     engine = make_engine(12_000)
     open_loops(engine)
     engine.submit(submit(3, 5_000))

@@ -47,7 +47,9 @@ ON_DISK_SHARE = 0.25
 """Of the time to compute something, what reading it back is taken to cost."""
 RETURN_S = 15.0
 """Within this time after a tool call its result is expected."""
-REBUILD_S = 60.0
+TENURE_WEIGHT = 2.0
+"""A likelihood is multiplied by this, so that those go first who have had their time."""
+REBUILD_S = 5.0
 """How old an order may get, since likelihoods fall with time."""
 STALE_ENTRIES = 1024
 """Entries beyond twice the number of checkpoints before all are made anew."""
@@ -64,8 +66,8 @@ class Victim:
     value_s: float
     """Seconds of computing expected to be lost."""
     density: float
-    is_soon_back: bool
-    """Whether somebody waits for it, or is about to come back to it."""
+    is_tenured: bool
+    """Whether somebody waits for it, or is about to come back to it, within his tenure."""
 
 
 @dataclass(slots=True)
@@ -88,10 +90,10 @@ class _Entry(NamedTuple):
 
 
 def probability(node: Node, is_end: bool, now_s: float) -> float:
-    """That somebody will go on from this checkpoint."""
+    """That somebody will go on from this checkpoint; within its tenure that counts for more."""
     if node.wanted:
-        return 1.0
-    if node.kind is Kind.SYSTEM or len(node.children) > 1:
+        likely = 1.0
+    elif node.kind is Kind.SYSTEM or len(node.children) > 1:
         likely = SHARED_PROBABILITY
     elif is_end:
         likely = max(END_PROBABILITY[node.kind], END_PROBABILITY[node.path_kind])
@@ -99,7 +101,9 @@ def probability(node: Node, is_end: bool, now_s: float) -> float:
         likely = END_PROBABILITY[Kind.TURN]
     else:
         likely = SUPERSEDED_PROBABILITY
-    age_s = now_s - node.used_s
+    if is_end and node.tenure_s > 0:
+        likely *= TENURE_WEIGHT
+    age_s = 0.0 if node.wanted else now_s - node.used_s
     if age_s < 2 * YOUNG_S:
         return likely
     return float(likely * 0.5 ** math.floor(math.log2(age_s / YOUNG_S)))
@@ -222,13 +226,14 @@ class Evictor:
         rate = lost_s / nbytes
         if chain and rate > 0:
             rate = RATE_BUCKET ** round(math.log(rate, RATE_BUCKET))
-        is_soon_back = bool(chain) and _is_soon_back(node, now_s)
-        return Victim(node, chain, nbytes, likely * lost_s, likely * rate, is_soon_back)
+        is_tenured = bool(chain) and _is_tenured(node, now_s)
+        return Victim(node, chain, nbytes, likely * lost_s, likely * rate, is_tenured)
 
 
-def _is_soon_back(node: Node, now_s: float) -> bool:
+def _is_tenured(node: Node, now_s: float) -> bool:
     is_open = Kind.OPEN in (node.kind, node.path_kind)
-    return node.wanted > 0 or (is_open and now_s - node.used_s < RETURN_S)
+    is_soon_back = node.wanted > 0 or (is_open and now_s - node.used_s < RETURN_S)
+    return is_soon_back and node.tenure_s > 0
 
 
 def _chain(node: Node, gone: _Gone) -> list[Node]:

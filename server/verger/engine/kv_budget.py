@@ -7,6 +7,7 @@ cached prefixes never stand in the way of a request. Pure; must not know whose t
     places × token_bytes + ring + spans + windows ≤ limit
 """
 
+import math
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 from typing import Protocol
@@ -106,15 +107,15 @@ class KVBudget:
             self.cache.unwant(sequence.request_id)
 
     def open(
-        self, sequence: Sequence, forks: Ids[Submit], now_s: float, spend_s: float
+        self, sequence: Sequence, forks: Ids[Submit], now_s: float, is_impatient: bool
     ) -> Opened | None:
         """Rows for a sequence, beginning with what is known of its prompt, and for its forks.
 
-        None if there is no room, or only at the price of more than `spend_s` expected seconds of
-        recomputation by others.
+        None if there is no room, or only at the expense of others who will soon be back: unless
+        `is_impatient`.
         """
         places = [self._places.take(self._room(sequence)) for _ in range(1 + len(forks))]
-        tokens = self._make_room_for(sequence, now_s, spend_s)
+        tokens = self._make_room_for(sequence, now_s, is_impatient)
         if tokens is None:
             for place in places:
                 self._places.release(place)
@@ -235,7 +236,7 @@ class KVBudget:
         wanted = sequence.prompt_tokens + min(HEADROOM_TOKENS, sequence.max_tokens)
         return min(wanted, max(sequence.prompt_tokens, self.longest_row()))
 
-    def _make_room_for(self, sequence: Sequence, now_s: float, spend_s: float) -> int | None:
+    def _make_room_for(self, sequence: Sequence, now_s: float, is_impatient: bool) -> int | None:
         """With its place already taken: how many cached positions the row can begin with."""
         salt, prompt = sequence.submit.cache_salt, sequence.submit.prompt
         while True:
@@ -245,8 +246,10 @@ class KVBudget:
             short = self.used_bytes - moved - self.limit_bytes
             if short <= 0:
                 return tokens
-            if self.cache.price(short, now_s) > spend_s or not self.cache.evict(short, now_s):
+            price_s = self.cache.price(short, now_s)
+            if price_s == math.inf or (price_s > 0 and not is_impatient):
                 return None
+            self.cache.evict(short, now_s)
 
     def _evict_to(self, bytes_: int, now_s: float) -> bool:
         short = self.used_bytes - bytes_

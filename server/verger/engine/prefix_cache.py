@@ -36,6 +36,10 @@ from verger.messages import Submit
 
 __all__ = ["MIN_CACHED_TOKENS", "Hit", "Kind", "PrefixCache", "RecomputeS", "SaveOrder"]
 
+TENURE = 4.0
+"""A conversation that had to be computed again may use that for so many times as long, counted
+while it has a row, before those who wait may take its memory: with more conversations than the
+memory holds they take turns, instead of each evicting the next one to come."""
 MIN_CACHED_TOKENS = 32
 """No checkpoint is made before this position: its window would cost more than it saves."""
 
@@ -55,6 +59,11 @@ class _Row:
     """An open row; `tip` is the last node that it covers, a root if there is none."""
 
     tip: Node
+    opened_s: float
+    cost_s: float
+    """What had to be computed of its prompt, in seconds."""
+    whole_s: float
+    """What all of it would take."""
 
 
 class PrefixCache:
@@ -75,6 +84,7 @@ class PrefixCache:
         self.evictions = 0
         self._emit = emit
         self._save = save
+        self._recompute_s = recompute_s
         self._min_cached_tokens = min_cached_tokens
         self._evictor = Evictor(geometry, recompute_s)
         self._tree = PrefixTree(geometry, self._evictor, emit)
@@ -135,7 +145,9 @@ class PrefixCache:
         assert tip.window_id is not None or tip is root
         self._emit(Open(submit, place, self._sources(path), tip.window_id))
         root.rows.add(request_id)
-        self._rows[request_id] = _Row(tip)
+        prompt_tokens = len(submit.prompt)
+        cost_s = self._recompute_s(tokens, max(tokens + 1, prompt_tokens))
+        self._rows[request_id] = _Row(tip, now_s, cost_s, self._recompute_s(0, prompt_tokens))
         for node in path:
             self._tree.unstore(node)
             node.rows.add(request_id)
@@ -205,6 +217,7 @@ class PrefixCache:
                 self._tree.add_window(tip, cut.window_id)
         path = tip.path()
         self._end_path(path, kind, now_s)
+        self._account_tenure(path, row, now_s)
         kept = [kept for node in reversed(path) if (kept := self._leave(node, request_id))]
         kept.reverse()
         self._emit(Close(request_id, tuple(kept), cut))
@@ -214,12 +227,12 @@ class PrefixCache:
 
     # -- eviction
     def price(self, nbytes: int, now_s: float) -> float:
-        """Expected seconds of recomputation that freeing so many bytes would soon cost others: what
-        a waiting request will use, or the result of a tool call (inf: there is not so much)."""
+        """Expected seconds of recomputation that freeing so many bytes would soon cost those who
+        have a right to what they use: their tenure is not over (inf: there is not so much)."""
         victims = self._evictor.victims(nbytes, now_s)
         if sum(victim.nbytes for victim in victims) < nbytes:
             return math.inf
-        return sum(victim.value_s for victim in victims if victim.is_soon_back)
+        return sum(victim.value_s for victim in victims if victim.is_tenured)
 
     def evict(self, nbytes: int, now_s: float) -> int:
         """Free at least so many bytes if there are as many; what was freed."""
@@ -273,6 +286,15 @@ class PrefixCache:
             assert node.span_id is not None
             sources.append(Stored(node.span_id, node.start, node.stop))
         return tuple(sources)
+
+    def _account_tenure(self, path: list[Node], row: _Row, now_s: float) -> None:
+        """It begins when most of a prompt had to be computed, and is used up by running."""
+        held_s = max((node.tenure_s for node in path), default=0.0)
+        left_s = max(0.0, held_s - (now_s - row.opened_s))
+        if row.cost_s > row.whole_s / 2:
+            left_s = TENURE * row.cost_s
+        for node in path:
+            node.tenure_s = left_s
 
     def _end_path(self, path: list[Node], kind: Kind, now_s: float) -> None:
         """A sequence has ended so: its next turn, if one comes, goes the same way."""

@@ -70,6 +70,8 @@ class Node:
     """How the sequence ended that last went through here."""
     uses: int = 0
     used_s: float = 0.0
+    tenure_s: float = 0.0
+    """For so many more seconds in a row whoever goes through here is not to be disturbed."""
     wanted: int = 0
     """Waiting requests that will begin exactly at its end."""
     file: File | None = None
@@ -167,6 +169,7 @@ def split_above(node: Node, tokens: int, node_id: int) -> Node:
     upper.path_kind = node.path_kind
     upper.uses = node.uses
     upper.used_s = node.used_s
+    upper.tenure_s = node.tenure_s
     upper.file = node.file
     if upper.file is not None:
         upper.file.nodes.add(upper)

@@ -3,9 +3,9 @@
 Owned by the scheduler. Pure; must not know frames or plans. The order is that of arrival within a
 priority: the gateway decides whose turn it is. Two things change it. A request whose prefix is
 being prefilled for another one waits for that instead of computing it twice. And a request that
-could only get its row by evicting prefixes that others are about to use again has to have waited
-for as long as that would cost them, three times over: meanwhile those whose prefix is at hand go
-first, so that a working set larger than the memory is worked off in turns instead of being thrashed.
+could only get its row by evicting prefixes that others are about to use again waits until they have
+had their time (`TENURE`): meanwhile those whose prefix is at hand go first, so that a working set
+larger than the memory is worked off in turns instead of being thrashed.
 """
 
 from collections.abc import Collection, Iterator
@@ -16,10 +16,8 @@ from verger.engine.sequence import Sequence, SequenceState
 MAX_WAITING = 256
 MIN_SHARED_TOKENS = 256
 """Waiting for another request's prefill must save at least so much."""
-PATIENCE = 3.0
-"""Seconds that a request waits per second of recomputation that its row would cost others."""
 MAX_PATIENCE_S = 60.0
-"""After that it takes what it needs, and nobody overtakes it any more."""
+"""After that a request takes what it needs from anybody, and nobody overtakes it any more."""
 
 
 class RowQueue:
@@ -82,15 +80,8 @@ class RowQueue:
             if not any(self._shares(sequence, row) for row in rows):
                 yield sequence
 
-    def spend_s(self, sequence: Sequence, now_s: float) -> float:
-        """Expected seconds of recomputation that its row may cost others by now."""
-        if sequence.is_background:
-            return 0.0
-        waited_s = now_s - sequence.arrived_s
-        return float("inf") if waited_s >= MAX_PATIENCE_S else waited_s / PATIENCE
-
-    def holds_back_others(self, sequence: Sequence, now_s: float) -> bool:
-        """Whether nobody may overtake it any more."""
+    def is_out_of_patience(self, sequence: Sequence, now_s: float) -> bool:
+        """Whether it may take what others are about to use, and nobody may overtake it."""
         return not sequence.is_background and now_s - sequence.arrived_s >= MAX_PATIENCE_S
 
     def check_integrity(self) -> None:

@@ -44,6 +44,8 @@ from verger.messages import (
 )
 
 MAX_ROWS = 16
+IDLE_PATIENCE_S = 0.5
+"""How long the device may idle for the sake of those who are about to come back."""
 
 
 class Scheduler:
@@ -81,6 +83,8 @@ class Scheduler:
         self._frames: list[FromEngine] = []
         self._arrivals = 0
         self._now_s = 0.0
+        self._ran_s = 0.0
+        """When somebody last had a row."""
 
     @property
     def running(self) -> int:
@@ -250,11 +254,22 @@ class Scheduler:
                 continue
             forks = self._queue.forks_of(sequence)
             if self.running + 1 + len(forks) > self.max_rows:
-                return
-            if not self._open(sequence, forks) and self._queue.holds_back_others(
-                sequence, self._now_s
-            ):
-                return
+                break
+            is_impatient = self._queue.is_out_of_patience(sequence, self._now_s)
+            if not self._open(sequence, forks, is_impatient) and is_impatient:
+                break
+        self._admit_when_idle()
+
+    def _admit_when_idle(self) -> None:
+        """Nobody computes, yet everybody waits for what others are about to use: after a moment
+        in which those may come, whoever has least to compute takes what it needs."""
+        if self._rows:
+            self._ran_s = self._now_s
+        elif self._now_s - self._ran_s >= IDLE_PATIENCE_S:
+            ready = [s for s in self._queue.candidates((), self.steps) if not s.is_background]
+            ready.sort(key=lambda sequence: sequence.prompt_tokens - self.kv.match(sequence))
+            for sequence in ready[:1]:
+                self._open(sequence, self._queue.forks_of(sequence), is_impatient=True)
 
     def _may_run_background(self) -> bool:
         """One at a time, while a row stays free and nobody else waits."""
@@ -262,15 +277,14 @@ class Scheduler:
         has_row = self.running < max(1, self.max_rows - 1)
         return has_row and not is_running and not self._queue.has_urgent
 
-    def _open(self, sequence: Sequence, forks: list[Sequence]) -> bool:
-        spend_s = self._queue.spend_s(sequence, self._now_s)
-        opened = self.kv.open(sequence, [f.submit for f in forks], self._now_s, spend_s)
+    def _open(self, sequence: Sequence, forks: list[Sequence], is_impatient: bool) -> bool:
+        opened = self.kv.open(sequence, [f.submit for f in forks], self._now_s, is_impatient)
         if opened is None and forks and not self._rows:
             # Together they would not fit: each fork will find the leader's prefix in its turn.
             for fork in forks:
                 fork.leader = None
             forks = []
-            opened = self.kv.open(sequence, [], self._now_s, spend_s)
+            opened = self.kv.open(sequence, [], self._now_s, is_impatient)
         if opened is None:
             return False
         for row, place in zip([sequence, *forks], opened.places, strict=True):
