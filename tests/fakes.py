@@ -20,7 +20,9 @@ from verger.engine.steps import (
     Memory,
     Open,
     Plan,
+    Running,
     Sampled,
+    Stored,
 )
 from verger.gateway.engine_process import EngineProcess
 from verger.messages import PROTOCOL_VERSION, FromEngine, Hello, Ready, Submit, ToEngine
@@ -157,8 +159,8 @@ class EchoRunner:
     def collect(self) -> list[Sampled]:
         return self._launched.popleft()
 
-    def export(self, span_id: int, window_id: int | None) -> bytes:
-        return self.held.export(span_id, window_id)
+    def export(self, source: Stored | Running, window_id: int | None) -> bytes:
+        return self.held.export(source, window_id)
 
     def memory(self) -> Memory:
         return Memory(self.held.kv_bytes, self.held.kv_bytes, self.held.kv_bytes)

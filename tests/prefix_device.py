@@ -104,14 +104,19 @@ class PrefixDevice:
         assert not self.rows[request_id].ids
         self.rows[request_id].ids = list(self.rows[source_id].ids)
 
-    def export(self, span_id: int, window_id: int | None) -> bytes:
-        span = self.spans[span_id]
+    def export(self, source: Stored | Running, window_id: int | None) -> bytes:
+        span = self._exported(source)
         window = None if window_id is None else self.windows[window_id]
         nbytes = span.tokens * self.geometry.token_bytes
         nbytes += 0 if window is None else self.geometry.window_bytes(_length(window))
         payload = f"{len(self.payloads):010}".encode().ljust(nbytes)
         self.payloads[payload] = (span, window)
         return payload
+
+    def _exported(self, source: Stored | Running) -> Span:
+        if isinstance(source, Stored):
+            return self.spans[source.span_id]
+        return Span(self.rows[source.request_id].prefix(source.stop), source.start)
 
     def check_single_copies(self) -> None:
         """No position of a prefix lies in two spans."""

@@ -51,7 +51,7 @@ class Disk:
         self.check()
 
     def export(self, order: SaveOrder) -> bool:
-        payload = self.device.export(order.span_id, order.window_id)
+        payload = self.device.export(order.source, order.window_id)
         self.files[order.header.name] = order.header, payload
         return True
 

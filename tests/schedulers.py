@@ -1,9 +1,9 @@
 """A scheduler for tests: chunks of fixed size, and times that default to zero."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from tests.fakes import ECHO_KV, EchoRunner
+from verger.engine.cache_disk import Export
 from verger.engine.kv_budget import KVBudget
 from verger.engine.pacing import Pacer
 from verger.engine.prefix_files import FileHeader, SaveOrder
@@ -80,7 +80,7 @@ def closed(step: Step) -> list[int]:
 class DictDisk:
     """A disk tier in a dictionary: what it is asked for happens when `settle` says so."""
 
-    def __init__(self, kv: KVBudget, export: Callable[[int, int | None], bytes]) -> None:
+    def __init__(self, kv: KVBudget, export: Export) -> None:
         self.files: dict[str, bytes] = {}
         self.headers: dict[str, FileHeader] = {}
         self.may_save = True
@@ -99,7 +99,7 @@ class DictDisk:
 
     def save(self, order: SaveOrder) -> None:
         name = order.header.name
-        self.files[name] = self._export(order.span_id, order.window_id)
+        self.files[name] = self._export(order.source, order.window_id)
         self.headers[name] = order.header
         self._written.append(name)
 

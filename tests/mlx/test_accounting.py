@@ -198,7 +198,7 @@ class RandomEdits:
             windows = list(self.windows.items())
             window_id, at = self.random.choice(windows) if windows else (None, 0)
             runner = self.direct.runner
-            payload = runner.export(span.span_id, window_id)
+            payload = runner.export(span, window_id)
             runner.apply(FreeSpan(span.span_id))
             new, copy = self.new_id(), self.new_id() if windows else None
             window_tokens = min(at, 127)

@@ -215,11 +215,12 @@ def test_what_was_exported_comes_back(model: GptOss, at: int, first: int) -> Non
     prompt = random_ids(Random(8), 300)
     old, new = Direct(model), Direct(model)
     keep_prompt(old, prompt, at)
-    payload = old.runner.export(1, 1)
+    whole = Stored(1, 0, at)
+    payload = old.runner.export(whole, 1)
     window_tokens = min(at, 127)
     kv = old.runner.kv
     assert len(payload) == at * kv.token_bytes + window_tokens * kv.sliding_token_bytes
-    assert old.runner.export(1, None) == payload[: at * kv.token_bytes]
+    assert old.runner.export(whole, None) == payload[: at * kv.token_bytes]
     sources = [Stored(1, first, at)]
     if first > 0:
         keep_prompt(new, prompt, first)
@@ -236,7 +237,25 @@ def test_a_window_is_the_same_from_a_chunk_and_from_the_ring(model: GptOss) -> N
     direct.prefill(0, cuts=[Cut(1, 300)])
     direct.launch(Plan(decodes=(0,)))
     direct.close(0, [Kept(1, 0, 300)], Cut(2, 300))
-    assert direct.runner.export(1, 1) == direct.runner.export(1, 2)
+    whole = Stored(1, 0, 300)
+    assert direct.runner.export(whole, 1) == direct.runner.export(whole, 2)
+
+
+def test_a_running_row_is_exported_as_the_span_that_it_leaves(model: GptOss) -> None:
+    """While a launched step computes it, which then goes on undisturbed."""
+    direct, alone = Direct(model), Direct(model)
+    prompt = random_ids(Random(17), 300)
+    for engine in (direct, alone):
+        engine.open(0, prompt)
+        engine.prefill(0, cuts=[Cut(1, 256)])
+        engine.launch(Plan(decodes=(0,)))
+    running = direct.runner.export(Running(0, 200, 256), 1)
+    for engine in (direct, alone):
+        engine.launch(Plan(decodes=(0,)))
+    assert direct.runner.collect() == alone.runner.collect()
+    assert direct.runner.collect() == alone.runner.collect()
+    direct.close(0, [Kept(1, 200, 256)])
+    assert direct.runner.export(Stored(1, 200, 256), 1) == running
 
 
 def test_halved_precision_is_exported_as_it_is() -> None:

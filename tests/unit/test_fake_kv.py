@@ -136,7 +136,7 @@ def exported(first: int = 0) -> Import:
     """What one engine exported, for another."""
     donor = prefilled()
     donor.apply(Close(1, kept=(Kept(5, 0, 10),), window=Cut(6, 10)))
-    return Import(donor.export(5, 6), 10, 3, first, stop=10, span_id=1, window_id=2)
+    return Import(donor.export(Stored(5, 0, 10), 6), 10, 3, first, stop=10, span_id=1, window_id=2)
 
 
 def test_what_was_exported_fits_in_another_engine() -> None:
@@ -156,10 +156,19 @@ def test_part_of_a_payload_may_be_imported() -> None:
 
 def test_a_span_may_be_exported_without_a_window() -> None:
     kv = FakeKV(GEOMETRY)
-    kv.apply(Import(stored().export(1, None), 6, 0, 0, 6, span_id=9))
+    kv.apply(Import(stored().export(Stored(1, 0, 6), None), 6, 0, 0, 6, span_id=9))
     assert kv.cache_bytes == 6 * 16
     with pytest.raises(AssertionError, match="behind the span"):
-        stored().export(1, 2)
+        stored().export(Stored(1, 0, 6), 2)
+
+
+def test_what_a_row_has_computed_may_be_exported() -> None:
+    row = prefilled()
+    payload = row.export(Running(1, 4, 10), None)
+    row.apply(Close(1, kept=(Kept(5, 4, 10),)))
+    assert row.export(Stored(5, 4, 10), None) == payload
+    with pytest.raises(AssertionError, match="is not computed"):
+        prefilled().export(Running(1, 4, 11), None)
 
 
 @pytest.mark.parametrize("offset", [0, 8, 159])

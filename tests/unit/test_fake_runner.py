@@ -219,7 +219,7 @@ def test_what_is_exported_has_a_devices_size_and_fits_another_runner() -> None:
     first.apply(Open(submit(1, "hello"), place()))
     first.launch(Plan(prefills=(Prefill(1, 0, 5, cuts=(Cut(1, 5),)),)))
     first.apply(Close(1, kept=(Kept(1, 0, 5),)))
-    payload = first.export(1, 1)
+    payload = first.export(Stored(1, 0, 5), 1)
     assert len(payload) == 5 * first.kv.token_bytes + first.kv.window_bytes(5)
     second.apply(Import(payload, 5, 5, 0, 5, span_id=3, window_id=4))
     second.apply(Open(submit(2, "hello?"), place(), (Stored(3, 0, 5),), window_id=4))

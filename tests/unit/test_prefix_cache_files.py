@@ -41,11 +41,23 @@ def test_no_more_is_saved_than_was_asked_for_and_parents_come_first() -> None:
     assert [header.start for header in disk.save(limit=2)] == [70]
 
 
-def test_what_a_row_holds_is_not_saved_nor_what_is_behind_it() -> None:
+def test_what_a_row_reuses_is_saved_out_of_the_row_and_so_is_what_is_behind_it() -> None:
     disk = Disk()
     disk.run(PROMPT, 50)
     disk.cache.open(Submit(9, ids(0, 50) + [7], 1, []), PLACE, 50, 0.0)
     disk.device.compute(9, [7])
+    assert [header.start for header in disk.save()] == [0, 50]
+    disk.cache.close(9, [], Kind.END, 0.0)
+    found = disk.restarted().cache.match("", PROMPT, 100)
+    assert found.file_tokens == 100
+
+
+def test_what_a_row_computes_is_not_saved_before_it_was_reused() -> None:
+    disk = Disk()
+    disk.cache.open(Submit(9, PROMPT, 1, []), PLACE, 0, 0.0)
+    disk.device.compute(9, PROMPT)
+    disk.device.cut(9, 99, 50)
+    disk.cache.extend(9, PROMPT, 50, 99, Kind.GRID, 0.0)
     assert disk.save() == []
 
 
@@ -186,12 +198,13 @@ def test_what_is_likely_to_return_is_written_before_it_is_evicted(
     assert disk.cache.match("", PROMPT, 100).tokens == (100 if is_saved else 0)
 
 
-def test_what_follows_an_unsaved_row_is_not_written_before_it_is_evicted() -> None:
+def test_what_follows_a_row_is_written_before_it_is_evicted_and_the_row_too() -> None:
     disk = Disk(saves_first=True)
     disk.run(PROMPT, 40, end=Kind.OPEN)
     disk.cache.open(Submit(9, [*ids(0, 40), 7], 1, []), PLACE, 40, 0.0)
+    disk.device.compute(9, [7])
     disk.evict_all()
-    assert disk.files == {}
+    assert sorted(header.start for header, _ in disk.files.values()) == [0, 40]
 
 
 def test_what_was_read_for_a_file_that_is_lost_can_be_evicted() -> None:

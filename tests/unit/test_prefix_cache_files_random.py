@@ -48,7 +48,7 @@ class DiskPlay(Play):
     def write(self, order: SaveOrder) -> bool:
         """What is written is exactly what the header says; some writes are refused."""
         header = order.header
-        payload = self.device.export(order.span_id, order.window_id)
+        payload = self.device.export(order.source, order.window_id)
         assert len(payload) == header.payload_bytes
         span, window = self.device.payloads[payload]
         assert (span.prefix.salt, span.start) == (header.salt, header.start)

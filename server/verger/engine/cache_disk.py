@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from verger.engine.disk import DiskTier, ReadDone, ReadFailed, WriteFailed, Written
 from verger.engine.kv_budget import KVBudget
 from verger.engine.prefix_files import SaveOrder
+from verger.engine.steps import Running, Stored
 from verger.messages import CacheStats
 
 POLL_S = 0.02
@@ -29,7 +30,7 @@ MAX_LAST_SAVES = 512
 LAST_SAVES_S = 5.0
 """How much, and for how long, is still saved when the engine ends."""
 
-Export = Callable[[int, int | None], bytes]
+Export = Callable[[Stored | Running, int | None], bytes]
 
 
 class CacheDisk:
@@ -75,7 +76,7 @@ class CacheDisk:
 
     def save(self, order: SaveOrder) -> None:
         """Queue a file for what is still on the device."""
-        payload = self._export(order.span_id, order.window_id)
+        payload = self._export(order.source, order.window_id)
         if not self._tier.write(order.header, payload):
             self._kv.cache.files.saved(order.header.name, ok=False)
 

@@ -47,7 +47,9 @@ from verger.engine.steps import (
     Memory,
     Open,
     Plan,
+    Running,
     Sampled,
+    Stored,
 )
 from verger.errors import ConfigError, ModelFolderError
 from verger.messages import Logprob, Submit
@@ -201,9 +203,9 @@ class FakeRunner:
             self._sleep(launched.seconds)
         return [self._sample(row, position) for row, position in launched.samples]
 
-    def export(self, span_id: int, window_id: int | None) -> bytes:
+    def export(self, source: Stored | Running, window_id: int | None) -> bytes:
         """Made-up bytes, as many as the geometry says, which only fit where they came from."""
-        return self._held.export(span_id, window_id)
+        return self._held.export(source, window_id)
 
     def memory(self) -> Memory:
         """A made-up but consistent account."""

@@ -140,9 +140,9 @@ class FakeKV:
         assert row.submit.max_tokens > 0, f"request {request_id} has no token to feed"
         _extend(row, (token_id,))
 
-    def export(self, span_id: int, window_id: int | None) -> bytes:
+    def export(self, source: Stored | Running, window_id: int | None) -> bytes:
         """What a file would hold: as many bytes as a device's."""
-        span = self._spans[span_id]
+        span = self._exported(source)
         payload = _encode(span, self.geometry.token_bytes)
         if window_id is None:
             return payload
@@ -150,6 +150,16 @@ class FakeKV:
         overlap = min(len(span), len(window))
         assert span[-overlap:] == window[-overlap:], "the window is not the one behind the span"
         return payload + _encode(window, self.geometry.sliding_token_bytes)
+
+    def _exported(self, source: Stored | Running) -> Values:
+        if isinstance(source, Running):
+            row = self._row(source.request_id)
+            assert source.stop <= row.computed_tokens, f"{source} is not computed"
+            return row.values[source.start : source.stop]
+        assert source.span_id in self._spans, f"{source.span_id} is unknown or was freed before"
+        span = self._spans[source.span_id]
+        assert len(span) == source.stop - source.start, f"{source} has {len(span)} positions"
+        return span
 
     def _open(self, edit: Open) -> None:
         submit = edit.submit
@@ -173,13 +183,10 @@ class FakeKV:
         self._rows[submit.request_id] = row
 
     def _source(self, source: Stored | Running) -> Values:
-        if isinstance(source, Running):
-            row = self._row(source.request_id)
-            assert source.stop <= row.computed_tokens, f"{source} is not computed"
-            return row.values[source.start : source.stop]
-        span = _take(self._spans, source.span_id)
-        assert len(span) == source.stop - source.start, f"{source} has {len(span)} positions"
-        return span
+        values = self._exported(source)
+        if isinstance(source, Stored):
+            _take(self._spans, source.span_id)
+        return values
 
     def _move(self, edit: Move) -> None:
         row = self._row(edit.request_id)

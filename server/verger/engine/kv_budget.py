@@ -16,7 +16,7 @@ from verger.engine.places import BLOCK_TOKENS, GROWTH_TOKENS, Places
 from verger.engine.prefix_cache import Kind, PrefixCache, RecomputeS
 from verger.engine.prefix_files import SaveOrder
 from verger.engine.sequence import Checkpoint, Sequence
-from verger.engine.steps import Cut, Edit, FreeWindow, KVGeometry, Move, Place
+from verger.engine.steps import Cut, Edit, FreeWindow, KVGeometry, Move, Place, Running
 from verger.messages import Submit
 
 HEADROOM_TOKENS = 64
@@ -68,7 +68,9 @@ class KVBudget:
         self._edits: list[Edit | SaveOrder] = []
         self._late_edits: list[Edit | SaveOrder] = []
         self._uncut: set[int] = set()
-        """Windows that the plan being made will cut: they cannot be freed before."""
+        """Windows that the plan being made will cut: they cannot be freed or saved before."""
+        self._uncomputed: set[int] = set()
+        """Rows whose prefix that plan will lengthen: nothing of them can be saved before."""
 
     @property
     def used_bytes(self) -> int:
@@ -86,6 +88,7 @@ class KVBudget:
         edits = tuple(self._edits)
         self._edits, self._late_edits = self._late_edits, []
         self._uncut.clear()
+        self._uncomputed.clear()
         return edits
 
     def match(self, sequence: Sequence) -> int:
@@ -152,12 +155,14 @@ class KVBudget:
                 return None
             window_id = self.cache.new_window_id()
             self._uncut.add(window_id)
+        self._uncomputed.add(request_id)
         self.cache.extend(request_id, prompt, checkpoint.at, window_id, checkpoint.kind, now_s)
         return None if window_id is None else Cut(window_id, checkpoint.at)
 
     def fork(self, sequence: Sequence, leader: Sequence) -> None:
         """A fork's row now begins with all that its leader's holds."""
         if self.caches:
+            self._uncomputed.add(sequence.request_id)
             self.cache.fork(sequence.request_id, leader.request_id)
 
     def close(
@@ -209,7 +214,10 @@ class KVBudget:
         return hit.files if is_faster else ()
 
     def _save(self, order: SaveOrder) -> bool:
-        if self.disk is None or not self.disk.may_save:
+        is_there = order.window_id not in self._uncut and not (
+            isinstance(order.source, Running) and order.source.request_id in self._uncomputed
+        )
+        if self.disk is None or not self.disk.may_save or not is_there:
             return False
         self._edits.append(order)
         return True

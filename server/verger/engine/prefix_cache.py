@@ -260,8 +260,6 @@ class PrefixCache:
         for node in end.path():
             if node.file is not None:
                 continue
-            if node.span_id is None:
-                return
             order = self.files.order(node)
             if not self._save(order):
                 self.files.saved(order.header.name, ok=False)

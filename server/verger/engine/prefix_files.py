@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from verger.engine.prefix_node import File, Kind, Node, below, ids_of
 from verger.engine.prefix_tree import PrefixTree
-from verger.engine.steps import FreeSpan, Import
+from verger.engine.steps import FreeSpan, Import, Running, Stored
 
 SAVE_IDLE_S = 60.0
 """What was not reused is saved after so long; doubled with each time that saving failed."""
@@ -65,11 +65,11 @@ class FileHeader(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class SaveOrder:
-    """Export this span and window, before any edit that follows, and write them; then say how it
-    went: `saved`."""
+    """Export these positions and the window, before any edit that follows, and write them; then say
+    how it went: `saved`."""
 
     header: FileHeader
-    span_id: int
+    source: Stored | Running
     window_id: int | None
 
 
@@ -92,8 +92,8 @@ class PrefixFiles:
 
     # -- writing
     def to_save(self, now_s: float, limit: int) -> list[SaveOrder]:
-        """What is stored and not on disk, and was reused or idle for a while; parents first. Walks
-        the whole tree: not for every step."""
+        """What is in memory and not on disk, and was reused or idle for a while; parents first.
+        Walks the whole tree: not for every step."""
         orders: list[SaveOrder] = []
         waiting = [node for root in self._tree.roots.values() for node in root.children.values()]
         while waiting and len(orders) < limit:
@@ -106,8 +106,7 @@ class PrefixFiles:
         return orders
 
     def order(self, node: Node) -> SaveOrder:
-        """Mark a stored node as being written; what comes before it has a file."""
-        assert node.span_id is not None
+        """Mark a node in memory as being written; what comes before it has a file."""
         assert node.parent is not None
         geometry = self._tree.geometry
         has_window = node.window_id is not None
@@ -123,7 +122,7 @@ class PrefixFiles:
         )
         assert header.name not in self._tree.files
         self._tree.set_file(node, _file_of(header, is_saved=False))
-        return SaveOrder(header, node.span_id, node.window_id)
+        return SaveOrder(header, _source_of(node), node.window_id)
 
     def saved(self, name: str, ok: bool) -> None:
         """A file has been written, or could not be; one that is not needed any more is no error."""
@@ -321,12 +320,19 @@ def names_of(nodes: Sequence[Node]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(file.name for file in missing if file is not None))
 
 
+def _source_of(node: Node) -> Stored | Running:
+    if node.span_id is not None:
+        return Stored(node.span_id, node.start, node.stop)
+    return Running(min(node.rows), node.start, node.stop)
+
+
 def _is_worth_saving(node: Node, now_s: float) -> bool:
-    if node.span_id is None:
+    if not node.is_at_hand:
         return False
     was_reused = node.uses > 0 and node.failed_saves == 0
     wait_s = SAVE_IDLE_S * 2 ** min(node.failed_saves, MAX_SAVE_DOUBLINGS)
-    return was_reused or now_s - node.used_s >= wait_s
+    is_idle = node.span_id is not None and now_s - node.used_s >= wait_s
+    return was_reused or is_idle
 
 
 def _file_of(header: FileHeader, is_saved: bool) -> File:

@@ -286,8 +286,9 @@ class Runner(Protocol):
     def collect(self) -> list[Sampled]:
         """Wait for the oldest launched plan; includes ids of rows closed meanwhile."""
 
-    def export(self, span_id: int, window_id: int | None) -> bytes:
-        """The bytes of a span and, behind it, of a window; both stay."""
+    def export(self, source: Stored | Running, window_id: int | None) -> bytes:
+        """The bytes of a span, or of positions that an open row has computed, and of the window
+        behind them; all stay."""
 
     def memory(self) -> Memory:
         """The device's memory now; cheap, asked at most once a second."""

@@ -104,9 +104,10 @@ class HeldKV:
         """Forget a window."""
         del self._windows[window_id]
 
-    def export(self, span_id: int, window_id: int | None) -> bytes:
-        """A span and, behind it, a window; the layout is said in `spans.py`."""
-        pieces = [self._spans[span_id]]
+    def export(self, source: Stored | Running, window_id: int | None, row_of: RowOf) -> bytes:
+        """Some positions and, behind them, a window; the layout is said in `spans.py`. Waits, so
+        that no copy is pending when the next step writes."""
+        pieces = [self._piece(source, row_of)]
         if window_id is not None:
             pieces.append(self._windows[window_id])
         return b"".join(part for piece in pieces for part in piece.exported())
@@ -123,6 +124,15 @@ class HeldKV:
             tokens = edit.window_tokens
             window = piece_from(payload[span_bytes:], sliding, tokens, 0, tokens)
             _put(self._windows, edit.window_id, window)
+
+    def _piece(self, source: Stored | Running, row_of: RowOf) -> Piece:
+        if isinstance(source, Stored):
+            return self._spans[source.span_id]
+        row, full = row_of(source.request_id), self.store.full
+        assert source.stop <= row.length
+        positions = (_positions(row, n, source.start, source.stop) for n in range(full.layers))
+        copies = [mx.concatenate(both) for both in positions]
+        return Piece(full, source.stop - source.start, copies)
 
     def _fill(
         self, row: RowKV, sources: Sequence[Stored | Running], layers: range, row_of: RowOf

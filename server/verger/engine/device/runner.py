@@ -46,8 +46,10 @@ from verger.engine.steps import (
     Open,
     Plan,
     Prefill,
+    Running,
     Sampled,
     Split,
+    Stored,
 )
 from verger.messages import Hello, Submit
 
@@ -205,13 +207,16 @@ class MlxRunner:
             for row, token, logprob in zip(launched.rows, ids, logprobs, strict=True)
         ]
 
-    def export(self, span_id: int, window_id: int | None) -> bytes:
-        """The bytes of a span and, behind it, of a window."""
-        return self._held.export(span_id, window_id)
+    def export(self, source: Stored | Running, window_id: int | None) -> bytes:
+        """The bytes of some positions and, behind them, of a window."""
+        return self._held.export(source, window_id, self._row_kv)
 
     def memory(self) -> Memory:
         """All KV, live arrays, and the peak."""
         return Memory(self._held.kv_bytes, mx.get_active_memory(), mx.get_peak_memory())
+
+    def _row_kv(self, request_id: int) -> RowKV:
+        return self._rows[request_id].kv
 
     def _open(self, edit: Open) -> None:
         submit = edit.submit
@@ -219,7 +224,7 @@ class MlxRunner:
         assert submit.request_id not in self._rows
         self._rows[submit.request_id] = Row(
             submit=submit,
-            kv=self._held.open(edit, lambda request_id: self._rows[request_id].kv),
+            kv=self._held.open(edit, self._row_kv),
             sampler=self._sampler.open(submit),
             sampled=submit.resumed_tokens,
         )
