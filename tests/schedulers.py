@@ -84,6 +84,7 @@ class DictDisk:
         self.files: dict[str, bytes] = {}
         self.headers: dict[str, FileHeader] = {}
         self.may_save = True
+        self.savable_bytes = 1 << 40
         self.seconds_per_byte = 0.0
         self._kv = kv
         self._export = export

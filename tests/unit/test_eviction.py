@@ -12,12 +12,12 @@ from verger.engine.eviction import (
     SHARED_PROBABILITY,
     STALE_ENTRIES,
     SUPERSEDED_PROBABILITY,
-    TENURE_WEIGHT,
     YOUNG_S,
     Evictor,
+    never_reloaded,
     probability,
 )
-from verger.engine.prefix_cache import Kind, PrefixCache
+from verger.engine.prefix_cache import Kind, PrefixCache, Taker
 from verger.engine.prefix_node import Node, ids_of
 from verger.messages import Submit
 
@@ -220,14 +220,81 @@ def test_the_price_is_what_those_lose_who_will_soon_be_back() -> None:
     assert cache.price(end_bytes, 0.0) == 0.0
     assert cache.price(end_bytes + 1, 0.0) == math.inf
     add(cache, 2, chat(1000), Kind.OPEN)
-    open_s = 100 * END_PROBABILITY[Kind.OPEN] * TENURE_WEIGHT
+    open_s = 100 * END_PROBABILITY[Kind.OPEN]
     assert cache.price(end_bytes, 0.0) == 0.0
     assert cache.price(end_bytes + 1, 0.0) == cache.price(end_bytes + 1, RETURN_S - 0.1) == open_s
     assert cache.price(end_bytes + 1, RETURN_S) == 0.0
     cache.want(3, "", chat(0, 120))
-    assert cache.price(2 * end_bytes, RETURN_S) == 100 * TENURE_WEIGHT
+    assert cache.price(2 * end_bytes, RETURN_S) == 100
     assert cache.evict(end_bytes + 1, 0.0) == 2 * end_bytes
     assert cache.evictions == 2
+
+
+SYSTEM = chat(500, 40)
+END_BYTES = 80 * GEOMETRY.token_bytes + WINDOW_BYTES
+
+
+def conversation(number: int) -> list[int]:
+    return SYSTEM + chat(1000 * (number + 1), 80)
+
+
+def conversations(count: int) -> PrefixCache:
+    """They share a system prompt, each has made a tool call, and the first is the oldest."""
+    cache = cache_of()
+    for number in range(count):
+        add(cache, number, conversation(number), Kind.OPEN, {40: Kind.SYSTEM})
+    return cache
+
+
+def taker(prompt: list[int], tokens: int = 0, is_background: bool = False) -> Taker:
+    return Taker("", [*prompt, 7, 8, 9], tokens, is_background)
+
+
+def test_an_older_conversation_takes_from_a_newer_one_for_nothing() -> None:
+    cache = conversations(3)
+    price_s = 80 * END_PROBABILITY[Kind.OPEN]
+    assert cache.price(END_BYTES, 0.0, taker(conversation(0))) == 0.0
+    assert cache.price(END_BYTES, 0.0, taker(conversation(1))) == 0.0
+    newest = taker(conversation(2), 120)
+    assert cache.price(END_BYTES, 0.0, newest) == price_s, "its own is spared"
+    newcomer = taker(SYSTEM, 40)
+    assert cache.price(END_BYTES, 0.0, newcomer) == price_s
+    in_background = taker(conversation(0), is_background=True)
+    assert cache.price(END_BYTES, 0.0, in_background) == price_s
+
+
+def test_nobody_gives_up_what_he_is_about_to_take_over() -> None:
+    cache = conversations(1)
+    own = taker(conversation(0), 120)
+    assert cache.price(END_BYTES, 0.0, own) == math.inf
+    assert cache.evict(END_BYTES, 0.0, own) < END_BYTES
+    assert found(cache, conversation(0)) == 120
+
+
+def test_a_promoted_conversation_counts_as_the_oldest() -> None:
+    cache = conversations(2)
+    prompt = [*conversation(1), 7]
+    cache.open(Submit(9, prompt, 1, []), PLACE, 120, 0.0, is_promoted=True)
+    cache.close(9, prompt, Kind.OPEN, 0.0)
+    cache.check_integrity()
+    assert cache.price(END_BYTES, 0.0, taker(conversation(0), 120)) > 0
+    assert cache.price(END_BYTES, 0.0, taker(prompt, 121)) == 0.0
+    cache.evict(1, 0.0)
+    assert (found(cache, conversation(0)), found(cache, prompt)) == (40, 121)
+
+
+def test_what_can_be_read_back_costs_no_more_than_reading_it() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def reload_s(nbytes: int, unsaved_bytes: int) -> float:
+        asked.append((nbytes, unsaved_bytes))
+        return 2.5
+
+    cache = PrefixCache(GEOMETRY, recompute_s, lambda edit: None, reload_s=reload_s)
+    add(cache, 1, chat(0), Kind.OPEN)
+    assert cache.price(1, 0.0) == 2.5
+    nbytes = 100 * GEOMETRY.token_bytes + WINDOW_BYTES
+    assert asked[-1] == (nbytes, nbytes)
 
 
 def test_what_rows_hold_cannot_be_evicted_but_their_windows_can() -> None:
@@ -252,7 +319,7 @@ def test_the_order_is_made_anew_after_a_while_or_when_most_of_it_is_stale() -> N
 
 
 def test_entries_stay_in_proportion_to_the_checkpoints() -> None:
-    evictor = Evictor(GEOMETRY, recompute_s)
+    evictor = Evictor(GEOMETRY, recompute_s, never_reloaded)
     root = Node(0, "", None, ids_of(()), 0, 0)
     end = Node(1, "", root, ids_of(chat(0)), 0, 1, span_id=1, window_id=1)
     evictor.add(end)

@@ -1,4 +1,4 @@
-"""Where rows lie: blocks are shared, limits hold, and what growing costs is known beforehand."""
+"""Where rows lie: blocks are shared, or not where memory is short, and limits hold."""
 
 import random
 
@@ -10,6 +10,7 @@ from verger.engine.places import (
     MIN_CAPACITY_TOKENS,
     Places,
     capacity_for,
+    largest_capacity,
 )
 from verger.engine.steps import Place
 
@@ -56,7 +57,6 @@ def test_short_rows_share_a_block() -> None:
 def test_rows_of_another_length_have_another_block() -> None:
     places = Places(MAX_ROWS)
     longer = places.take(1000)
-    assert places.growth(300) > 0
     assert places.take(300).block_id != longer.block_id
 
 
@@ -65,8 +65,43 @@ def test_a_full_block_is_followed_by_another() -> None:
     rows = BLOCK_TOKENS // 512
     taken = [places.take(512) for _ in range(rows)]
     assert places.tokens == BLOCK_TOKENS
-    assert places.growth(512) == BLOCK_TOKENS
     assert places.take(512).block_id != taken[0].block_id
+    assert places.tokens == 2 * BLOCK_TOKENS
+
+
+def test_a_lone_place_takes_no_more_than_it_needs_and_stays_alone() -> None:
+    places = Places(MAX_ROWS)
+    lone = places.take(300, is_lone=True)
+    assert (lone.block_rows, places.tokens) == (1, 384)
+    assert places.take(300).block_id != lone.block_id
+
+
+def test_where_there_is_room_beside_others_a_lone_place_is_not_needed() -> None:
+    places = Places(MAX_ROWS)
+    shared = places.take(300)
+    assert places.take(300, is_lone=True).block_id == shared.block_id
+
+
+def test_places_beside_others_free_nothing_by_themselves() -> None:
+    places = Places(MAX_ROWS)
+    places.take(5_000)
+    places.take(300, is_lone=True)
+    assert places.held_in_common == 0
+    taken = [places.take(1_000), places.take(1_000)]
+    assert places.held_in_common == 2 * 1_024
+    places.release(taken[0])
+    assert places.held_in_common == 1_024
+
+
+@pytest.mark.parametrize(
+    ("tokens", "largest"),
+    [(0, 0), (255, 0), (256, 256), (383, 256), (384, 384), (2_047, 1_536), (2_048, 2_048)]
+    + [(2_559, 2_048), (2_560, 2_560), (10_100, 9_728)],
+)
+def test_the_largest_capacity_fits_and_the_next_one_does_not(tokens: int, largest: int) -> None:
+    assert largest_capacity(tokens) == largest
+    assert largest == 0 or capacity_for(largest) == largest
+    assert capacity_for(largest + 1) > tokens
 
 
 def test_a_long_row_has_a_block_of_its_own() -> None:
@@ -86,7 +121,6 @@ def test_a_free_row_is_used_again_and_an_empty_block_is_gone() -> None:
     places = Places(MAX_ROWS)
     first, second = places.take(100), places.take(100)
     places.release(first)
-    assert places.growth(100) == 0
     assert places.take(100) == first
     places.release(first)
     places.release(second)
@@ -102,7 +136,7 @@ def test_a_place_is_released_once() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_growth_says_what_take_will_allocate(seed: int) -> None:
+def test_places_add_up_whatever_is_taken_and_released(seed: int) -> None:
     rng = random.Random(seed)
     places = Places(max_rows=rng.randint(1, MAX_ROWS))
     taken: list[Place] = []
@@ -111,9 +145,7 @@ def test_growth_says_what_take_will_allocate(seed: int) -> None:
             places.release(taken.pop(rng.randrange(len(taken))))
         else:
             tokens = rng.choice([rng.randint(1, 600), rng.randint(1, 3 * BLOCK_TOKENS)])
-            before, growth = places.tokens, places.growth(tokens)
-            taken.append(places.take(tokens))
-            assert places.tokens == before + growth
+            taken.append(places.take(tokens, is_lone=rng.random() < 0.3))
             assert tokens <= taken[-1].capacity
         places.check_integrity(taken)
     for place in taken:

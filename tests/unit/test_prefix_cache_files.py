@@ -87,14 +87,14 @@ def test_what_was_evicted_is_found_on_disk_and_read_back() -> None:
     assert disk.device.opened[-1].cached_tokens == 100
 
 
-def test_a_file_being_written_cannot_be_read_yet() -> None:
+def test_a_file_being_written_will_be_readable_and_is_not_yet() -> None:
     disk = Disk()
     disk.run(PROMPT)
     (order,) = disk.cache.files.to_save(LATER_S, 1)
     disk.evict_all()
-    assert disk.cache.match("", PROMPT, 100) == Hit(0, 0)
-    disk.cache.files.read(order.header.name, bytes(order.header.payload_bytes))
-    disk.cache.files.read("unknown", b"")
+    assert disk.cache.match("", PROMPT, 100) == Hit(0, 100, (order.header.name,))
+    disk.cache.files.read(order.header.name, bytes(order.header.payload_bytes), 0.0)
+    disk.cache.files.read("unknown", b"", 0.0)
     assert disk.cache.bytes == 0
     disk.cache.files.saved(order.header.name, ok=True)
     assert disk.cache.match("", PROMPT, 100).file_tokens == 100

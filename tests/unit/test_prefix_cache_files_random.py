@@ -86,7 +86,7 @@ class DiskPlay(Play):
         for request_id, request in self.requests.items():
             row = self.device.rows[request_id]
             held |= {(row.salt, tuple(row.ids[: n + 1])) for n in range(request.known_tokens)}
-        for header, payload in self.disk.values():
+        for header, payload in [*self.disk.values(), *self.writing.values()]:
             span, window = self.device.payloads[payload]
             held |= {(header.salt, span.prefix.ids[: n + 1]) for n in range(span.start, 99)}
             if window is not None:
@@ -114,7 +114,10 @@ class DiskPlay(Play):
             self.cache.want(self.random.randint(1000, 1003), salt, prompt)
         before = len(self.device.edits)
         for name in hit.files[: self.random.choice([99, 1])]:
-            self.cache.files.read(name, self.disk[name][1])
+            if name in self.writing:
+                self.disk[name] = self.writing.pop(name)
+                self.cache.files.saved(name, ok=True)
+            self.cache.files.read(name, self.disk[name][1], self.now_s)
             self.reads += 1
             self.checkpoints |= set(self.device.windows.values())
             self.check()

@@ -3,6 +3,11 @@
 from random import Random
 
 from tests.schedulers import Engine, make_scheduler, opened
+from verger.engine.kv_budget import Opened, Shortage
+from verger.engine.prefix_cache import Kind
+from verger.engine.prefix_files import SaveOrder
+from verger.engine.sequence import Checkpoint, Sequence
+from verger.engine.steps import Place
 from verger.messages import Submit
 
 
@@ -95,3 +100,69 @@ def test_there_is_no_reading_without_room() -> None:
     engine.disk.settle(engine.now_s)
     assert engine.scheduler.cache_stats().bytes == 0
     assert engine.scheduler.kv.cache.files.count > 0
+
+
+def test_what_a_plan_has_yet_to_compute_is_not_saved_before() -> None:
+    """A row lengthens its prefix over what another conversation shares; that one is evicted while
+    the plan is being made, when the only copy of what both share is still to be computed."""
+    engine = make_engine()
+    kv = engine.scheduler.kv
+    # The runner repeats what a prompt begins with: the first ends with a call.
+    prompt = [*text(30), 1, *text(2_000)]
+    engine.run(Submit(1, prompt, 50, [1], kept_stop_ids=[1], boundaries=[200, 700]))
+    request = Submit(2, prompt[:900] + text(700, seed=3), 4, [1], boundaries=[200, 700])
+    row = Sequence(request, request, 4, order=2, arrived_s=0.0)
+    row.open(*opened_at(kv.open(row, [], engine.now_s, is_first=True)), turn=0)
+    assert row.prefilled_tokens == 700
+    assert kv.cut(row, Checkpoint(1_100, Kind.TURN), engine.now_s)
+    kv.cache.evict(1 << 30, engine.now_s)
+    assert not [edit for edit in kv.take_edits() if isinstance(edit, SaveOrder)]
+    assert kv.cache.files.count == 0
+
+
+def opened_at(opened: Opened | Shortage) -> tuple[Place, int]:
+    assert isinstance(opened, Opened)
+    return opened.places[0], opened.cached_tokens
+
+
+def test_one_prefix_is_read_at_a_time_and_the_next_one_waits_for_it() -> None:
+    before = saved_engine()
+    before.run(submit(5, text(2_000, seed=5)))
+    before.scheduler.kv.order_saves(now_s=before.now_s + 60, limit=100)
+    before.run()
+    before.disk.settle(before.now_s)
+    engine = restarted(before)
+    for request_id, seed in ((2, 0), (3, 5)):
+        engine.submit(submit(request_id, text(2_000, seed) + text(30, seed=1)))
+    engine.step()
+    engine.disk.settle(engine.now_s)
+    assert [s.request_id for s in opened(engine.step())] == [2]
+    run_with_disk(engine, submit(4, text(10)))
+    assert engine.scheduler.prefill_tokens == 31 + 31 + 10
+
+
+def test_who_leaves_while_his_prefix_is_read_leaves_the_disk_to_the_next() -> None:
+    engine = restarted(saved_engine())
+    engine.submit(submit(2, text(2_000) + text(30, seed=1)))
+    engine.step()
+    engine.scheduler.cancel(2, engine.now_s)
+    engine.disk.settle(engine.now_s)
+    assert engine.scheduler.cache_stats().bytes == 0, "nobody wants it any more"
+    run_with_disk(engine, submit(3, text(2_000) + text(30, seed=1)))
+    assert engine.finished(3).cached_tokens == 1_999
+
+
+def test_rows_that_must_grow_come_before_what_is_being_read() -> None:
+    engine = restarted(saved_engine())
+    engine.submit(Submit(9, text(300, seed=9), 2_000, [1]))
+    engine.step()
+    kv = engine.scheduler.kv
+    engine.submit(submit(2, text(2_000) + text(30, seed=1)))
+    engine.step()
+    kv.limit_bytes = kv.used_bytes + 200 * kv.geometry.token_bytes
+    while not engine.scheduler.is_idle:
+        engine.step()
+        engine.disk.settle(engine.now_s)
+        kv.limit_bytes += 10 * kv.geometry.token_bytes
+    assert engine.finished(9).completion_tokens == 2_000
+    assert engine.ids(2) == (text(2_000) + text(30, seed=1))[:4]

@@ -8,10 +8,10 @@ from msgspec.structs import replace
 
 from tests.fakes import ECHO_KV
 from tests.schedulers import Engine, make_scheduler, opened
+from verger.engine.allowance import SHARE
 from verger.engine.eviction import RETURN_S
-from verger.engine.places import BLOCK_TOKENS
+from verger.engine.places import MIN_CAPACITY_TOKENS
 from verger.engine.row_queue import MAX_PATIENCE_S
-from verger.engine.scheduler import IDLE_PATIENCE_S
 from verger.messages import BATCH, FinishReason, Rejected, RejectReason, Submit
 
 MAX_ROWS = 4
@@ -53,9 +53,12 @@ def test_the_context_is_cut_to_what_memory_holds() -> None:
     assert engine.finished(2).completion_tokens == 1
 
 
-@pytest.mark.parametrize("tokens", [0, BLOCK_TOKENS - 1])
-def test_less_than_a_block_holds_nothing(tokens: int) -> None:
-    assert make_engine(tokens).scheduler.context_tokens == 0
+@pytest.mark.parametrize(
+    ("tokens", "context_tokens"),
+    [(MIN_CAPACITY_TOKENS - 1, 0), (MIN_CAPACITY_TOKENS, MIN_CAPACITY_TOKENS)],
+)
+def test_less_than_the_smallest_place_holds_nothing(tokens: int, context_tokens: int) -> None:
+    assert make_engine(tokens).scheduler.context_tokens == context_tokens
 
 
 def test_a_request_waits_for_rows_that_end() -> None:
@@ -78,14 +81,14 @@ def test_a_request_is_never_refused_while_something_can_be_evicted() -> None:
 
 def grown_rows(engine: Engine) -> None:
     """Two rows in blocks of their own, which both have to grow soon."""
-    engine.submit(submit(1, 5_000, max_tokens=1_000), submit(2, 5_000, max_tokens=1_000))
+    engine.submit(submit(1, 5_000, max_tokens=3_000), submit(2, 5_000, max_tokens=3_000))
     engine.step()
     engine.step()
     assert running(engine) == {1, 2}
 
 
 def test_when_rows_outgrow_memory_the_youngest_is_preempted_and_resumes() -> None:
-    engine = make_engine(11_500)
+    engine = make_engine(13_000)
     grown_rows(engine)
     while engine.scheduler.running == 2:
         engine.step()
@@ -93,30 +96,30 @@ def test_when_rows_outgrow_memory_the_youngest_is_preempted_and_resumes() -> Non
     assert engine.scheduler.preemptions == 1
     engine.run()
     for request_id in (1, 2):
-        assert engine.ids(request_id) == text(5_000, request_id)[:1_000]
+        assert engine.ids(request_id) == text(5_000, request_id)[:3_000]
         ended = engine.finished(request_id)
-        assert (ended.prompt_tokens, ended.completion_tokens) == (5_000, 1_000)
+        assert (ended.prompt_tokens, ended.completion_tokens) == (5_000, 3_000)
 
 
 def test_the_least_class_is_preempted_first() -> None:
-    engine = make_engine(11_500)
+    engine = make_engine(13_000)
     engine.submit(
-        replace(submit(1, 5_000, max_tokens=1_000), priority=BATCH),
-        submit(2, 5_000, max_tokens=1_000),
+        replace(submit(1, 5_000, max_tokens=3_000), priority=BATCH),
+        submit(2, 5_000, max_tokens=3_000),
     )
     while engine.scheduler.preemptions == 0:
         engine.step()
     assert running(engine) == {2}
     engine.run()
-    assert engine.ids(1) == text(5_000, 1)[:1_000]
+    assert engine.ids(1) == text(5_000, 1)[:3_000]
 
 
 def test_a_preempted_row_finds_what_it_had_computed() -> None:
-    engine = make_engine(10_900)
-    engine.submit(submit(1, 5_000, max_tokens=130), submit(2, 5_000, max_tokens=1_000))
+    engine = make_engine(13_000)
+    engine.submit(submit(1, 6_000, max_tokens=800), submit(2, 5_000, max_tokens=2_000))
     engine.run()
     assert engine.scheduler.preemptions == 1
-    assert engine.scheduler.prefill_tokens <= 10_000 + 1
+    assert engine.scheduler.prefill_tokens <= 11_000 + 1
 
 
 def test_a_lone_row_grows_up_to_all_the_memory() -> None:
@@ -145,14 +148,56 @@ def open_loops(engine: Engine) -> None:
         assert engine.finished(request_id).reason is FinishReason.STOP
 
 
-def test_whoever_costs_others_their_prefix_waits_for_those_who_may_come_back() -> None:
-    """While nobody computes, for a moment only."""
+def history(engine: Engine, request_id: int) -> list[int]:
+    """What one of them begins its next prompt with."""
+    return [*text(30, request_id), 1, *text(5_000, request_id), *engine.ids(request_id)]
+
+
+def wait_for_row(engine: Engine, request_id: int, step_s: float = 1.0) -> float:
+    """Seconds until it has a row; the clock goes by `step_s` a step."""
+    start_s = engine.now_s
+    while request_id not in [submit.request_id for submit in opened(engine.step())]:
+        engine.now_s += step_s
+        assert engine.now_s < start_s + 1000
+    return engine.now_s - start_s
+
+
+def test_whoever_costs_others_their_prefix_saves_for_it_while_nobody_computes() -> None:
+    """Losing 5,000 tokens takes five seconds of computing again, of which it pays for one."""
     engine = make_engine(12_000)
     open_loops(engine)
     engine.submit(submit(3, 5_000))
     engine.step()
     assert engine.scheduler.waiting == 1
-    engine.now_s += IDLE_PATIENCE_S
+    assert 3.0 <= wait_for_row(engine, 3, step_s=0.1) <= 5.5
+
+
+def test_while_others_compute_it_saves_a_share_of_the_time() -> None:
+    engine = make_engine(18_000)
+    open_loops(engine)
+    for request_id in (1, 2):
+        engine.scheduler.kv.cache.want(90 + request_id, "", history(engine, request_id))
+    engine.submit(submit(4, 3_000, max_tokens=10_000))
+    engine.step()
+    engine.submit(submit(3, 5_000))
+    wait_s = wait_for_row(engine, 3)
+    assert 4.0 / SHARE <= wait_s <= 6.0 / SHARE
+
+
+def test_who_computes_much_waits_for_room_in_which_others_can_grow_as_well() -> None:
+    """It would soon be lost again; a short one has little to lose."""
+    engine = make_engine(12_000)
+    engine.submit(submit(1, 5_000, max_tokens=1_000), submit(2, 5_900), submit(3, 200))
+    engine.step()
+    assert running(engine) == {1, 3}
+    engine.run()
+    assert engine.scheduler.preemptions == 0
+
+
+def test_what_a_short_question_costs_is_paid_at_once() -> None:
+    engine = make_engine(12_000)
+    open_loops(engine)
+    engine.submit(submit(3, 200))
     assert [s.request_id for s in opened(engine.step())] == [3]
 
 
@@ -164,25 +209,11 @@ def test_nobody_waits_for_those_who_are_not_expected_soon() -> None:
     assert [s.request_id for s in opened(engine.step())] == [3]
 
 
-def test_while_somebody_computes_only_patience_runs_out() -> None:
-    engine = make_engine(18_000)
-    open_loops(engine)
-    engine.submit(submit(4, 3_000, max_tokens=10_000))
-    engine.step()
-    engine.submit(submit(3, 5_000))
-    engine.now_s += RETURN_S - 5
-    assert not opened(engine.step())
-    engine.now_s += MAX_PATIENCE_S
-    assert [s.request_id for s in opened(engine.step())] == [3]
-
-
 def test_a_conversation_that_is_at_hand_overtakes() -> None:
     engine = make_engine(12_000)
     open_loops(engine)
     engine.submit(submit(3, 5_000))
-    history = [*text(30, 1), 1, *text(5_000, 1)]
-    said = engine.ids(1)
-    engine.submit(Submit(4, [*history, *said, *text(20, 4)], 4, [1]))
+    engine.submit(Submit(4, [*history(engine, 1), *text(20, 4)], 4, [1]))
     assert [s.request_id for s in opened(engine.step())] == [4]
 
 

@@ -8,6 +8,7 @@ which file must go is decided by the index (`prefix_files.py`), how files are wr
     a request's prefix ─► read ─► tier.read ─► ReadDone ─► room is made ─► Import
 """
 
+import math
 from collections.abc import Callable
 
 from msgspec.structs import replace
@@ -26,9 +27,8 @@ MAX_SAVES = 2
 """In one look: exporting a span holds up the next step."""
 FILE_OVERHEAD_SHARE = 0.02
 """Of the limit, kept free for headers and checksums."""
-MAX_LAST_SAVES = 512
 LAST_SAVES_S = 5.0
-"""How much, and for how long, is still saved when the engine ends."""
+"""How long is still saved when the engine ends."""
 
 Export = Callable[[Stored | Running, int | None], bytes]
 
@@ -74,11 +74,13 @@ class CacheDisk:
             self._kv.order_saves(self._clock(), MAX_SAVES)
             self._remove_excess()
 
-    def save(self, order: SaveOrder) -> None:
-        """Queue a file for what is still on the device."""
+    def save(self, order: SaveOrder) -> bool:
+        """Queue a file for what is still on the device; whether the tier takes it."""
         payload = self._export(order.source, order.window_id)
-        if not self._tier.write(order.header, payload):
+        is_taken = self._tier.write(order.header, payload)
+        if not is_taken:
             self._kv.cache.files.saved(order.header.name, ok=False)
+        return is_taken
 
     # What the KV budget asks.
 
@@ -86,6 +88,11 @@ class CacheDisk:
     def may_save(self) -> bool:
         """Whether a save has a chance."""
         return self._tier.off_reason is None
+
+    @property
+    def savable_bytes(self) -> int:
+        """How much can be queued to be written now."""
+        return self._tier.savable_bytes
 
     def read(self, name: str) -> bool:
         """Queue a read; False: do without."""
@@ -109,12 +116,17 @@ class CacheDisk:
     def close(self, wait: Callable[[float], None]) -> None:
         """Save what is not on disk yet, for a bounded time, and let go of the folder."""
         deadline_s = self._clock() + LAST_SAVES_S
-        for order in self._kv.cache.files.to_save(float("inf"), MAX_LAST_SAVES):
-            self.save(order)
-        while self._tier.pending and self._clock() < deadline_s:
+        while (self._save_more() or self._tier.pending) and self._clock() < deadline_s:
             self._tier.poll()
             wait(POLL_S)
         self._tier.close()
+
+    def _save_more(self) -> bool:
+        """Queue what is in memory only, as much as the tier takes now; whether there was any."""
+        orders = self._kv.cache.files.to_save(math.inf, 1)
+        while orders and self._tier.off_reason is None and self.save(orders[0]):
+            orders = self._kv.cache.files.to_save(math.inf, 1)
+        return bool(orders) and self._tier.pending > 0
 
     def _remove_excess(self) -> None:
         limit_bytes = int(self._tier.limit_bytes * (1 - FILE_OVERHEAD_SHARE))

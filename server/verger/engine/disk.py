@@ -154,6 +154,16 @@ class DiskTier:
         logger.info(key_values(event="disk_tier", files=self.files, bytes=self.stored_bytes))
         return sorted(headers, key=lambda header: (header.start, header.name))
 
+    @property
+    def savable_bytes(self) -> int:
+        """How much can be queued for writing now, headers and checksums included."""
+        if not self._may_write():
+            return 0
+        bounds, written = self._bounds, self._written.written_bytes
+        free_bytes = self.limit_bytes - self.stored_bytes
+        room = min(free_bytes, self.daily_bytes - written, bounds.queued_bytes - self._queued_bytes)
+        return max(0, room) if len(self._writes) < bounds.queued_writes else 0
+
     def write(self, header: FileHeader, payload: bytes) -> bool:
         """Queue a file, in place of one of its name; False, and nothing is queued, if it may not be
         written now."""

@@ -16,7 +16,7 @@ equally likely the choice is stable: the newest conversation goes, the others st
 import heapq
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,6 +25,9 @@ from verger.engine.steps import KVGeometry
 
 RecomputeS = Callable[[int, int], float]
 """Seconds that prefilling positions start:stop of one row takes."""
+ReloadS = Callable[[int, int], float]
+"""Seconds that reading back so many bytes takes, of which so many have to be written first; inf
+where that cannot be done."""
 
 SHARED_PROBABILITY = 0.95
 """Of system and tools, and of what more than one sequence continues."""
@@ -43,12 +46,8 @@ YOUNG_S = 600.0
 """Up to this age a checkpoint is as likely to be used as at first; each doubling halves it."""
 RATE_BUCKET = 4.0
 """Ends whose seconds per byte are nearer to each other than this factor count as equal."""
-ON_DISK_SHARE = 0.25
-"""Of the time to compute something, what reading it back is taken to cost."""
 RETURN_S = 15.0
 """Within this time after a tool call its result is expected."""
-TENURE_WEIGHT = 2.0
-"""A likelihood is multiplied by this, so that those go first who have had their time."""
 REBUILD_S = 5.0
 """How old an order may get, since likelihoods fall with time."""
 STALE_ENTRIES = 1024
@@ -63,11 +62,15 @@ class Victim:
     chain: list[Node]
     """Its node and those above it that are of no use without it; empty: the window alone."""
     nbytes: int
-    value_s: float
-    """Seconds of computing expected to be lost."""
+    unsaved_bytes: int
+    """Of `nbytes`, what is not on disk."""
+    likely: float
+    """That somebody goes on from here."""
+    recompute_s: float
     density: float
-    is_tenured: bool
-    """Whether somebody waits for it, or is about to come back to it, within his tenure."""
+    """Seconds expected to be lost per byte."""
+    is_expected: bool
+    """Whether somebody waits for it, or will soon come back to it."""
 
 
 @dataclass(slots=True)
@@ -90,7 +93,7 @@ class _Entry(NamedTuple):
 
 
 def probability(node: Node, is_end: bool, now_s: float) -> float:
-    """That somebody will go on from this checkpoint; within its tenure that counts for more."""
+    """That somebody will go on from this checkpoint."""
     if node.wanted:
         likely = 1.0
     elif node.kind is Kind.SYSTEM or len(node.children) > 1:
@@ -101,12 +104,15 @@ def probability(node: Node, is_end: bool, now_s: float) -> float:
         likely = END_PROBABILITY[Kind.TURN]
     else:
         likely = SUPERSEDED_PROBABILITY
-    if is_end and node.tenure_s > 0:
-        likely *= TENURE_WEIGHT
     age_s = 0.0 if node.wanted else now_s - node.used_s
     if age_s < 2 * YOUNG_S:
         return likely
     return float(likely * 0.5 ** math.floor(math.log2(age_s / YOUNG_S)))
+
+
+def never_reloaded(nbytes: int, unsaved_bytes: int) -> float:
+    """Where there is no disk."""
+    return math.inf
 
 
 class Evictor:
@@ -114,9 +120,10 @@ class Evictor:
     behind them, in order of density. An entry may be too low, since what is worth more meanwhile is
     put back when its turn comes; it must not be too high, hence `touch`."""
 
-    def __init__(self, geometry: KVGeometry, recompute_s: RecomputeS) -> None:
+    def __init__(self, geometry: KVGeometry, recompute_s: RecomputeS, reload_s: ReloadS) -> None:
         self._geometry = geometry
         self._recompute_s = recompute_s
+        self._reload_s = reload_s
         self._candidates: set[Node] = set()
         self._changed: set[Node] = set()
         self._heap: list[_Entry] = []
@@ -145,7 +152,7 @@ class Evictor:
         if node in self._candidates:
             self._changed.add(node)
 
-    def victims(self, nbytes: int, now_s: float) -> list[Victim]:
+    def victims(self, nbytes: int, now_s: float, spared: Collection[Node] = ()) -> list[Victim]:
         """The first to go, in this order, for so many bytes or as many as there are."""
         self._refresh(now_s)
         gone = _Gone()
@@ -157,6 +164,8 @@ class Evictor:
                 continue
             # Nothing is freed here, so whatever is taken out must come back.
             self._changed.add(entry.node)
+            if entry.node in spared:
+                continue
             victim = self._victim(entry.node, gone, now_s)
             if victim is None:
                 continue
@@ -167,6 +176,13 @@ class Evictor:
             missing -= victim.nbytes
             self._take(victim, gone, now_s)
         return victims
+
+    def loss_s(self, victims: list[Victim]) -> float:
+        """Seconds expected to be lost if all of these go."""
+        nbytes = sum(victim.nbytes for victim in victims)
+        unsaved_bytes = sum(victim.unsaved_bytes for victim in victims)
+        computed_s = sum(victim.likely * victim.recompute_s for victim in victims)
+        return min(computed_s, self._reload_s(nbytes, unsaved_bytes))
 
     def check_integrity(self, nodes: list[Node]) -> None:
         """Assert that all that can go is known, each with a valid entry."""
@@ -217,23 +233,35 @@ class Evictor:
         has_window = node.window_id is not None
         if not chain and not has_window:
             return None
-        nbytes = self._geometry.window_bytes(node.stop) if has_window else 0
-        nbytes += sum(len(link.tokens) for link in chain) * self._geometry.token_bytes
-        lost_s = self._recompute_s(_checkpoint_before(node, gone), node.stop)
-        if node.has_file_window and all(link.file is not None for link in chain):
-            lost_s *= ON_DISK_SHARE
+        window_bytes = self._geometry.window_bytes(node.stop) if has_window else 0
+        nbytes = window_bytes + self._span_bytes(chain)
+        unsaved_bytes = self._span_bytes([link for link in chain if link.file is None])
+        unsaved_bytes += 0 if node.has_file_window else window_bytes
+        recompute_s = self._recompute_s(_checkpoint_before(node, gone), node.stop)
         likely = probability(node, bool(chain), now_s)
-        rate = lost_s / nbytes
+        # What is on disk already costs no write, so it goes first.
+        reload_s = math.inf if unsaved_bytes else self._reload_s(nbytes, 0)
+        rate = min(recompute_s, reload_s) / nbytes
         if chain and rate > 0:
             rate = RATE_BUCKET ** round(math.log(rate, RATE_BUCKET))
-        is_tenured = bool(chain) and _is_tenured(node, now_s)
-        return Victim(node, chain, nbytes, likely * lost_s, likely * rate, is_tenured)
+        return Victim(
+            node=node,
+            chain=chain,
+            nbytes=nbytes,
+            unsaved_bytes=unsaved_bytes,
+            likely=likely,
+            recompute_s=recompute_s,
+            density=likely * rate,
+            is_expected=bool(chain) and _is_expected(node, now_s),
+        )
+
+    def _span_bytes(self, nodes: list[Node]) -> int:
+        return sum(len(node.tokens) for node in nodes) * self._geometry.token_bytes
 
 
-def _is_tenured(node: Node, now_s: float) -> bool:
+def _is_expected(node: Node, now_s: float) -> bool:
     is_open = Kind.OPEN in (node.kind, node.path_kind)
-    is_soon_back = node.wanted > 0 or (is_open and now_s - node.used_s < RETURN_S)
-    return is_soon_back and node.tenure_s > 0
+    return node.wanted > 0 or (is_open and now_s - node.used_s < RETURN_S)
 
 
 def _chain(node: Node, gone: _Gone) -> list[Node]:

@@ -5,16 +5,23 @@ has to happen on the device. Nothing that is cached is safe from a row that need
 cached prefixes never stand in the way of a request. Pure; must not know whose turn it is.
 
     places × token_bytes + ring + spans + windows ≤ limit
+
+What others will soon go on with has a price, though, of which only so much may be spent at a time
+(`allowance.py`). An older conversation takes from a newer one for nothing, so that with more of
+them than fit some are finished before others go on.
 """
 
 import math
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
-from verger.engine.places import BLOCK_TOKENS, GROWTH_TOKENS, Places
-from verger.engine.prefix_cache import Kind, PrefixCache, RecomputeS
+from verger.engine.allowance import LossAllowance
+from verger.engine.places import Places, largest_capacity
+from verger.engine.prefix_cache import Kind, PrefixCache, RecomputeS, Taker
 from verger.engine.prefix_files import SaveOrder
+from verger.engine.readback import Readback
 from verger.engine.sequence import Checkpoint, Sequence
 from verger.engine.steps import Cut, Edit, FreeWindow, KVGeometry, Move, Place, Running
 from verger.messages import Submit
@@ -31,11 +38,30 @@ class Opened:
     cached_tokens: int
 
 
+SLACK_DIVISOR = 8
+"""A part of the memory that must stay free, or free of cost, when somebody computes much."""
+
+
+LONG_DIVISOR = 32
+"""Computing more than fits into this part of the memory is much."""
+
+
+class Shortage(Enum):
+    """Why there is no row yet."""
+
+    NO_ROOM = "rows hold the memory"
+    TOO_DEAR = "others will soon go on with what would have to go"
+    READING = "its prefix is being read back, or somebody else's"
+
+
 class Disk(Protocol):
     """What is asked of the disk tier (`cache_disk.py`)."""
 
     @property
     def may_save(self) -> bool: ...
+
+    @property
+    def savable_bytes(self) -> int: ...
 
     def read(self, name: str) -> bool: ...
 
@@ -59,11 +85,17 @@ class KVBudget:
         self.caches = caches
         self.disk: Disk | None = None
         """Set once what is on it has been found."""
+        self.allowance = LossAllowance()
         self.cache = PrefixCache(
-            geometry, recompute_s, self._emit, fingerprint=fingerprint, save=self._save
+            geometry,
+            recompute_s,
+            self._emit,
+            fingerprint=fingerprint,
+            save=self._save,
+            reload_s=self._reload_s,
         )
         self._recompute_s = recompute_s
-        self._awaited_files: set[str] = set()
+        self._readback: Readback | None = None
         self._places = Places(geometry.max_rows)
         self._edits: list[Edit | SaveOrder] = []
         self._late_edits: list[Edit | SaveOrder] = []
@@ -95,7 +127,7 @@ class KVBudget:
         """How many positions of the prompt could be restored."""
         if not self.caches:
             return 0
-        salt, prompt = sequence.submit.cache_salt, sequence.submit.prompt
+        salt, prompt = sequence.submit.cache_salt, sequence.prompt_ids
         return self.cache.match(salt, prompt, sequence.reusable_tokens).tokens
 
     def want(self, sequence: Sequence) -> None:
@@ -108,30 +140,47 @@ class KVBudget:
         """It waits no longer."""
         if self.caches:
             self.cache.unwant(sequence.request_id)
+        if self._readback is not None and self._readback.request_id == sequence.request_id:
+            self.stop_reading()
 
     def open(
-        self, sequence: Sequence, forks: Ids[Submit], now_s: float, is_impatient: bool
-    ) -> Opened | None:
+        self, sequence: Sequence, forks: Ids[Submit], now_s: float, *, is_first: bool
+    ) -> Opened | Shortage:
         """Rows for a sequence, beginning with what is known of its prompt, and for its forks.
 
-        None if there is no room, or only at the expense of others who will soon be back: unless
-        `is_impatient`.
+        `is_first` says that nobody who waits for savings came before it.
         """
-        places = [self._places.take(self._room(sequence)) for _ in range(1 + len(forks))]
-        tokens = self._make_room_for(sequence, now_s, is_impatient)
-        if tokens is None:
-            for place in places:
-                self._places.release(place)
-            return None
-        self.cache.open(sequence.submit, places[0], tokens, now_s)
+        names = self._files_to_read(sequence)
+        if names and self._readback is not None:
+            return Shortage.READING
+        count = 1 + len(forks)
+        places = self._take_places(sequence, count, is_lone=False)
+        if self._is_costly_in_common(now_s):
+            self._release(places)
+            places = self._take_places(sequence, count, is_lone=True)
+        limit_s = 0.0 if sequence.is_background else self.allowance.limit_s(is_first)
+        # The checkpoint that is read stays, apart from the row.
+        window_bytes = self.geometry.window_bytes(sequence.prompt_tokens) if names else 0
+        room = self._make_room(sequence, window_bytes, now_s, limit_s)
+        if names and not isinstance(room, Shortage):
+            row_bytes = sum(place.capacity for place in places) * self.geometry.token_bytes
+            self._begin_reading(sequence, names, row_bytes + window_bytes)
+            room = Shortage.READING
+        if isinstance(room, Shortage):
+            self._release(places)
+            return room
+        self.cache.open(sequence.submit, places[0], room, now_s, is_promoted=sequence.is_promoted)
         for fork, place in zip(forks, places[1:], strict=True):
             self.cache.open(fork, place, 0, now_s)
-        return Opened(places, tokens)
+        return Opened(places, room)
 
     def grow(self, sequence: Sequence, tokens: int, now_s: float) -> Place | None:
         """A larger place for a row, or None if there is no room even without the cache."""
         assert sequence.place is not None
         place = self._places.take(tokens)
+        if self._is_costly_in_common(now_s):
+            self._places.release(place)
+            place = self._places.take(tokens, is_lone=True)
         # A row with a block of its own is moved layer by layer, so it is never there twice.
         is_alone = sequence.place.block_rows == 1
         freed = sequence.place.capacity * self.geometry.token_bytes if is_alone else 0
@@ -150,8 +199,9 @@ class KVBudget:
         request_id, prompt = sequence.request_id, sequence.submit.prompt
         window_id = None
         if self.cache.needs_window(request_id, prompt, checkpoint.at):
-            room = self.limit_bytes - self.geometry.window_bytes(checkpoint.at)
-            if not self._evict_to(room, now_s):
+            short = self.used_bytes + self.geometry.window_bytes(checkpoint.at) - self.limit_bytes
+            is_dear = checkpoint.kind < Kind.TURN and self.cache.price(short, now_s) > 0
+            if is_dear or (short > 0 and self.cache.evict(short, now_s) < short):
                 return None
             window_id = self.cache.new_window_id()
             self._uncut.add(window_id)
@@ -177,26 +227,26 @@ class KVBudget:
 
     # The disk.
 
-    def awaits_files(self, sequence: Sequence) -> bool:
-        """Whether parts of its prompt are being read back; asked again and again, it has them read
-        the first time, if that is faster than computing."""
-        if self.disk is None:
-            return False
-        if sequence.files is None:
-            names = self._files_worth_reading(sequence, self.disk)
-            sequence.files = {name for name in names if self.disk.read(name)}
-            self._awaited_files |= sequence.files
-        return not sequence.files.isdisjoint(self._awaited_files)
-
     def take_file(self, name: str, payload: bytes, now_s: float) -> None:
         """What was read comes back to memory, if there is room for it."""
-        self._awaited_files.discard(name)
-        if self._evict_to(self.limit_bytes - len(payload), now_s):
-            self.cache.files.read(name, payload)
+        readback = self._readback
+        if readback is None or not readback.take(name, len(payload)):
+            return
+        short = self.used_bytes + len(payload) - self.limit_bytes
+        if short <= 0 or self.cache.evict(short, now_s) >= short:
+            is_last = name == readback.last_name
+            self.cache.files.read(name, payload, now_s, with_window=is_last)
+
+    def stop_reading(self) -> bool:
+        """Whoever reads his prefix has to do with what has come; whether there was somebody."""
+        was_reading = self._readback is not None
+        self._readback = self.cache.reader = None
+        return was_reading
 
     def lose_file(self, name: str) -> None:
         """It could not be read."""
-        self._awaited_files.discard(name)
+        if self._readback is not None:
+            self._readback.take(name, 0)
         self.cache.files.lost(name)
 
     def order_saves(self, now_s: float, limit: int) -> None:
@@ -204,14 +254,43 @@ class KVBudget:
         if self.disk is not None and self.disk.may_save:
             self._edits += self.cache.files.to_save(now_s, limit)
 
-    def _files_worth_reading(self, sequence: Sequence, disk: Disk) -> tuple[str, ...]:
-        submit = sequence.submit
-        hit = self.cache.match(submit.cache_salt, submit.prompt, sequence.reusable_tokens)
-        if hit.file_tokens == hit.tokens:
+    def _files_to_read(self, sequence: Sequence) -> tuple[str, ...]:
+        """What is to be read back before the sequence gets a row; empty once that was done, or if
+        computing is faster."""
+        if self.disk is None or sequence.has_read:
             return ()
+        readback = self._readback
+        if readback is not None and readback.request_id == sequence.request_id:
+            readback.ask(self.disk.read)
+            sequence.has_read = readback.is_done
+            return () if sequence.has_read else (readback.last_name,)
+        salt, prompt = sequence.submit.cache_salt, sequence.prompt_ids
+        hit = self.cache.match(salt, prompt, sequence.reusable_tokens)
         nbytes = (hit.file_tokens - hit.tokens) * self.geometry.token_bytes
-        is_faster = disk.read_s(nbytes) < self._recompute_s(hit.tokens, hit.file_tokens)
-        return hit.files if is_faster else ()
+        if not nbytes or self.disk.read_s(nbytes) >= self._recompute_s(hit.tokens, hit.file_tokens):
+            return ()
+        return hit.files
+
+    def _begin_reading(
+        self, sequence: Sequence, names: tuple[str, ...], reserved_bytes: int
+    ) -> None:
+        assert self.disk is not None
+        salt, prompt = sequence.submit.cache_salt, sequence.prompt_ids
+        taker = Taker(salt, prompt, len(prompt), sequence.is_background)
+        self._readback = Readback(sequence.request_id, names, reserved_bytes)
+        self._readback.ask(self.disk.read)
+        self.cache.reader = taker
+
+    def _reload_s(self, nbytes: int, unsaved_bytes: int) -> float:
+        """How long it takes to read back what goes, of which so much has to be written first; inf
+        if it cannot be written now."""
+        if self.disk is None:
+            return math.inf
+        if unsaved_bytes > 0 and not (
+            self.disk.may_save and unsaved_bytes <= self.disk.savable_bytes
+        ):
+            return math.inf
+        return self.disk.read_s(nbytes + unsaved_bytes)
 
     def _save(self, order: SaveOrder) -> bool:
         is_there = order.window_id not in self._uncut and not (
@@ -225,10 +304,7 @@ class KVBudget:
     def longest_row(self) -> int:
         """How many positions fit when one row is all there is."""
         free = self.limit_bytes - self.geometry.ring_bytes
-        tokens = max(0, free // self.geometry.token_bytes)
-        if tokens < BLOCK_TOKENS + GROWTH_TOKENS:
-            return BLOCK_TOKENS if tokens >= BLOCK_TOKENS else 0
-        return tokens // GROWTH_TOKENS * GROWTH_TOKENS
+        return largest_capacity(max(0, free // self.geometry.token_bytes))
 
     def check_integrity(self, taken: list[Place]) -> None:
         """Assert that the places add up and the limit holds; for randomised tests."""
@@ -240,25 +316,71 @@ class KVBudget:
         is_late = isinstance(edit, FreeWindow) and edit.window_id in self._uncut
         (self._late_edits if is_late else self._edits).append(edit)
 
-    def _room(self, sequence: Sequence) -> int:
+    def _take_places(self, sequence: Sequence, count: int, *, is_lone: bool) -> list[Place]:
         wanted = sequence.prompt_tokens + min(HEADROOM_TOKENS, sequence.max_tokens)
-        return min(wanted, max(sequence.prompt_tokens, self.longest_row()))
+        tokens = min(wanted, max(sequence.prompt_tokens, self.longest_row()))
+        return [self._places.take(tokens, is_lone=is_lone) for _ in range(count)]
 
-    def _make_room_for(self, sequence: Sequence, now_s: float, is_impatient: bool) -> int | None:
-        """With its place already taken: how many cached positions the row can begin with."""
-        salt, prompt = sequence.submit.cache_salt, sequence.submit.prompt
+    def _is_costly_in_common(self, now_s: float) -> bool:
+        """Whether shared blocks, as they are taken now, would cost somebody a prefix: when all
+        their rows leave what they hold, and free little."""
+        left_bytes = self._places.held_in_common * self.geometry.token_bytes
+        return self.cache.price(self.used_bytes + left_bytes - self.limit_bytes, now_s) > 0
+
+    def _release(self, places: Ids[Place]) -> None:
+        for place in places:
+            self._places.release(place)
+
+    def _make_room(
+        self, sequence: Sequence, more_bytes: int, now_s: float, limit_s: float
+    ) -> int | Shortage:
+        """With its places already taken: how many cached positions the row can begin with. So many
+        bytes more than the places take will be free as well."""
+        salt, prompt = sequence.submit.cache_salt, sequence.prompt_ids
+        has_paid = False
         while True:
             tokens = self.match(sequence)
             # What the row takes over is not held twice.
             moved = self.cache.moved_bytes(salt, prompt, tokens) if tokens else 0
-            short = self.used_bytes - moved - self.limit_bytes
+            needed = self.used_bytes + more_bytes + self._reserved_bytes(sequence) - moved
+            short = needed - self.limit_bytes
+            taker = Taker(salt, prompt, tokens, sequence.is_background)
+            price_s = self._price_s(short, taker, now_s)
+            if price_s == math.inf:
+                return Shortage.NO_ROOM
+            if price_s > 0 and not has_paid:
+                if price_s > limit_s:
+                    return Shortage.TOO_DEAR
+                sequence.is_promoted |= self.allowance.spend(price_s)
+                has_paid = True
             if short <= 0:
                 return tokens
-            price_s = self.cache.price(short, now_s)
-            if price_s == math.inf or (price_s > 0 and not is_impatient):
-                return None
-            self.cache.evict(short, now_s)
+            self.cache.evict(short, now_s, taker)
+
+    def _price_s(self, short: int, taker: Taker, now_s: float) -> float:
+        """What it costs others that the taker gets so many bytes. Whoever has much to compute pays
+        at least for that, unless there is room for others to grow as well: it would soon be lost
+        again."""
+        price_s = self.cache.price(short, now_s, taker)
+        tokens = len(taker.prompt)
+        own_s = self._recompute_s(taker.tokens, tokens) if taker.tokens < tokens else 0.0
+        own_bytes = (tokens - taker.tokens) * self.geometry.token_bytes
+        if price_s >= own_s or own_bytes * LONG_DIVISOR <= self.limit_bytes:
+            return price_s
+        slack_bytes = self.limit_bytes // SLACK_DIVISOR
+        return own_s if self.cache.price(short + slack_bytes, now_s, taker) > 0 else price_s
+
+    def _reserved_bytes(self, sequence: Sequence) -> int:
+        """For somebody else, whose prefix is being read."""
+        readback = self._readback
+        if readback is None or readback.request_id == sequence.request_id:
+            return 0
+        return readback.reserved_bytes
 
     def _evict_to(self, bytes_: int, now_s: float) -> bool:
         short = self.used_bytes - bytes_
-        return short <= 0 or self.cache.evict(short, now_s) >= short
+        if short > 0:
+            short -= self.cache.evict(short, now_s)
+        if short > 0 and self.stop_reading():
+            short -= self.cache.evict(short, now_s)
+        return short <= 0

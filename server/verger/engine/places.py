@@ -50,19 +50,20 @@ class Places:
         """Positions allocated, taken or not."""
         return sum(block.tokens for block in self._blocks.values())
 
-    def growth(self, tokens: int) -> int:
-        """Positions that taking a place for so many would allocate: none if a block has room."""
-        capacity = capacity_for(tokens)
-        if self._with_room(capacity) is not None:
-            return 0
-        return self._rows_of(capacity) * capacity
+    @property
+    def held_in_common(self) -> int:
+        """Positions of places that free nothing when they are released, since others share their
+        block."""
+        shared = (block for block in self._blocks.values() if block.rows > 1)
+        return sum((block.rows - len(block.free)) * block.capacity for block in shared)
 
-    def take(self, tokens: int) -> Place:
-        """A place with room for `tokens` positions."""
+    def take(self, tokens: int, *, is_lone: bool = False) -> Place:
+        """A place with room for `tokens` positions; a lone one has no room for others beside it,
+        unless there is some already."""
         capacity = capacity_for(tokens)
         block = self._with_room(capacity)
         if block is None:
-            rows = self._rows_of(capacity)
+            rows = 1 if is_lone else self._rows_of(capacity)
             block = _Block(next(self._ids), rows, capacity, list(range(rows)))
             self._blocks[block.block_id] = block
         return Place(block.block_id, heapq.heappop(block.free), block.rows, capacity)
@@ -103,3 +104,14 @@ def capacity_for(tokens: int) -> int:
     power = max(MIN_CAPACITY_TOKENS, 1 << (tokens - 1).bit_length())
     between = power * 3 // 4
     return between if MIN_CAPACITY_TOKENS < between and tokens <= between else power
+
+
+def largest_capacity(tokens: int) -> int:
+    """The largest capacity of a lone place in memory for so many positions; 0 if there is none."""
+    if tokens > MAX_SHARED_TOKENS:
+        return tokens // GROWTH_TOKENS * GROWTH_TOKENS
+    if tokens < MIN_CAPACITY_TOKENS:
+        return 0
+    power = 1 << (tokens.bit_length() - 1)
+    between = power * 3 // 2
+    return between if between <= tokens else power

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from verger.engine.eviction import Evictor, RecomputeS, Victim
+from verger.engine.eviction import Evictor, RecomputeS, ReloadS, Victim, never_reloaded
 from verger.engine.prefix_files import PrefixFiles, SaveOrder, names_of
 from verger.engine.prefix_node import Kind, Node, below, ids_of, walk
 from verger.engine.prefix_tree import PrefixTree
@@ -36,10 +36,6 @@ from verger.messages import Submit
 
 __all__ = ["MIN_CACHED_TOKENS", "Hit", "Kind", "PrefixCache", "RecomputeS", "SaveOrder"]
 
-TENURE = 4.0
-"""A conversation that had to be computed again may use that for so many times as long, counted
-while it has a row, before those who wait may take its memory: with more conversations than the
-memory holds they take turns, instead of each evicting the next one to come."""
 MIN_CACHED_TOKENS = 32
 """No checkpoint is made before this position: its window would cost more than it saves."""
 
@@ -54,16 +50,23 @@ class Hit:
     files: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Taker:
+    """Who wants memory: a tenant's prompt, of which so many positions are cached."""
+
+    salt: str
+    prompt: Sequence[int]
+    tokens: int
+    is_background: bool
+
+
 @dataclass(slots=True)
 class _Row:
     """An open row; `tip` is the last node that it covers, a root if there is none."""
 
     tip: Node
-    opened_s: float
-    cost_s: float
-    """What had to be computed of its prompt, in seconds."""
-    whole_s: float
-    """What all of it would take."""
+    is_promoted: bool
+    """Whether its conversation counts as older than all others from now on."""
 
 
 class PrefixCache:
@@ -77,16 +80,18 @@ class PrefixCache:
         min_cached_tokens: int = MIN_CACHED_TOKENS,
         fingerprint: str = "",
         save: Callable[[SaveOrder], bool] | None = None,
+        reload_s: ReloadS = never_reloaded,
     ) -> None:
         """`save`, if there is a disk, is asked to write what is about to be freed; the order stands
         before the edits that are emitted after it. False: it will not be written."""
         assert min_cached_tokens > 0
         self.evictions = 0
+        self.reader: Taker | None = None
+        """Whose prefix is being read back: nobody takes what is there of it."""
         self._emit = emit
         self._save = save
-        self._recompute_s = recompute_s
         self._min_cached_tokens = min_cached_tokens
-        self._evictor = Evictor(geometry, recompute_s)
+        self._evictor = Evictor(geometry, recompute_s, reload_s)
         self._tree = PrefixTree(geometry, self._evictor, emit)
         self._rows: dict[int, _Row] = {}
         self.files = PrefixFiles(self._tree, fingerprint)
@@ -134,7 +139,9 @@ class PrefixCache:
         self._tree.unwant(request_id)
 
     # -- rows
-    def open(self, submit: Submit, place: Place, tokens: int, now_s: float) -> None:
+    def open(
+        self, submit: Submit, place: Place, tokens: int, now_s: float, *, is_promoted: bool = False
+    ) -> None:
         """Emit the row's Open, beginning with `tokens` positions (0, or what `match` said)."""
         request_id = submit.request_id
         assert request_id not in self._rows
@@ -145,10 +152,12 @@ class PrefixCache:
         assert tip.window_id is not None or tip is root
         self._emit(Open(submit, place, self._sources(path), tip.window_id))
         root.rows.add(request_id)
-        prompt_tokens = len(submit.prompt)
-        cost_s = self._recompute_s(tokens, max(tokens + 1, prompt_tokens))
-        self._rows[request_id] = _Row(tip, now_s, cost_s, self._recompute_s(0, prompt_tokens))
+        self._rows[request_id] = _Row(tip, is_promoted)
         for node in path:
+            if node.stop in submit.boundaries[:1]:
+                # Known from a file, it did not say what it is.
+                node.kind = Kind.SYSTEM
+                self._tree.share(node)
             self._tree.unstore(node)
             node.rows.add(request_id)
             node.uses += 1
@@ -189,6 +198,8 @@ class PrefixCache:
         row.tip.kind = max(row.tip.kind, kind)
         if kind is Kind.TURN:
             self._supersede_turns(row.tip)
+        if kind is Kind.SYSTEM:
+            self._tree.share(row.tip)
         self._evictor.touch(row.tip)
         if window_id is not None and row.tip.window_id is None:
             self._tree.add_window(row.tip, window_id)
@@ -217,7 +228,8 @@ class PrefixCache:
                 self._tree.add_window(tip, cut.window_id)
         path = tip.path()
         self._end_path(path, kind, now_s)
-        self._account_tenure(path, row, now_s)
+        if row.is_promoted:
+            self._tree.promote(path)
         kept = [kept for node in reversed(path) if (kept := self._leave(node, request_id))]
         kept.reverse()
         self._emit(Close(request_id, tuple(kept), cut))
@@ -226,19 +238,26 @@ class PrefixCache:
         self._tree.prune(root)
 
     # -- eviction
-    def price(self, nbytes: int, now_s: float) -> float:
-        """Expected seconds of recomputation that freeing so many bytes would soon cost those who
-        have a right to what they use: their tenure is not over (inf: there is not so much)."""
-        victims = self._evictor.victims(nbytes, now_s)
+    def price(self, nbytes: int, now_s: float, taker: Taker | None = None) -> float:
+        """Expected seconds of recomputation that freeing so many bytes would soon cost others (inf:
+        there is not so much). Conversations that are newer than the taker's do not count."""
+        victims = self._evictor.victims(nbytes, now_s, self._spared(taker))
         if sum(victim.nbytes for victim in victims) < nbytes:
             return math.inf
-        return sum(victim.value_s for victim in victims if victim.is_tenured)
+        age = self._age(taker)
+        lost = [v for v in victims if v.is_expected and v.node.conversation < age]
+        return self._evictor.loss_s(lost)
 
-    def evict(self, nbytes: int, now_s: float) -> int:
+    def _age(self, taker: Taker | None) -> float:
+        if taker is None or taker.is_background:
+            return math.inf
+        return self._tree.conversation_of(taker.salt, taker.prompt)
+
+    def evict(self, nbytes: int, now_s: float, taker: Taker | None = None) -> int:
         """Free at least so many bytes if there are as many; what was freed."""
         tree = self._tree
         before = tree.held_bytes
-        for victim in self._evictor.victims(nbytes, now_s):
+        for victim in self._evictor.victims(nbytes, now_s, self._spared(taker)):
             self.evictions += 1
             self._save_first(victim)
             tree.free_window(victim.node)
@@ -250,6 +269,12 @@ class PrefixCache:
             if useless:
                 tree.prune(useless[-1])
         return before - tree.held_bytes
+
+    def _spared(self, taker: Taker | None) -> list[Node]:
+        """Nobody gives up what he is about to take over himself, nor what somebody else reads."""
+        takers = [one for one in (taker, self.reader) if one is not None]
+        paths = (self._tree.path(one.salt, one.prompt, one.tokens) for one in takers)
+        return [node for path in paths for node in path]
 
     def _save_first(self, victim: Victim) -> None:
         """Have it written, with what is above it and not on disk yet, if it may well be needed."""
@@ -284,15 +309,6 @@ class PrefixCache:
             assert node.span_id is not None
             sources.append(Stored(node.span_id, node.start, node.stop))
         return tuple(sources)
-
-    def _account_tenure(self, path: list[Node], row: _Row, now_s: float) -> None:
-        """It begins when most of a prompt had to be computed, and is used up by running."""
-        held_s = max((node.tenure_s for node in path), default=0.0)
-        left_s = max(0.0, held_s - (now_s - row.opened_s))
-        if row.cost_s > row.whole_s / 2:
-            left_s = TENURE * row.cost_s
-        for node in path:
-            node.tenure_s = left_s
 
     def _end_path(self, path: list[Node], kind: Kind, now_s: float) -> None:
         """A sequence has ended so: its next turn, if one comes, goes the same way."""

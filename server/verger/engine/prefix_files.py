@@ -138,16 +138,17 @@ class PrefixFiles:
 
     # -- reading
     def readable(self, path: list[Node]) -> list[Node]:
-        """The part of a path down to the deepest checkpoint that is in memory or can be read."""
+        """The part of a path down to the deepest checkpoint that is in memory or can be read, be
+        it only once it has been written."""
         deepest = 0
         for index, node in enumerate(path, start=1):
-            if not (node.is_at_hand or node.is_readable):
+            if not node.is_at_hand and node.file is None:
                 break
-            if node.window_id is not None or (node.has_file_window and node.is_readable):
+            if node.window_id is not None or node.has_file_window:
                 deepest = index
         return path[:deepest]
 
-    def read(self, name: str, payload: bytes) -> None:
+    def read(self, name: str, payload: bytes, now_s: float, *, with_window: bool = True) -> None:
         """Put into memory what of a file is not there, as far as what comes before it is. There
         must be room for it; a file that meanwhile is not needed, or is made anew, is no error."""
         file = self._tree.files.get(name)
@@ -156,13 +157,14 @@ class PrefixFiles:
         for node in sorted(file.nodes, key=_start):
             assert node.parent is not None
             if node.parent.is_at_hand:
-                self._import(node, file, payload)
+                node.used_s = now_s
+                self._import(node, file, payload, with_window)
 
-    def _import(self, node: Node, file: File, payload: bytes) -> None:
+    def _import(self, node: Node, file: File, payload: bytes, with_window: bool) -> None:
         tree = self._tree
         is_missing = not node.is_at_hand
         window_id = None
-        if node.has_file_window and node.window_id is None:
+        if with_window and node.has_file_window and node.window_id is None:
             window_id = tree.new_window_id()
         if not is_missing and window_id is None:
             return

@@ -30,6 +30,10 @@ class Kind(IntEnum):
     """End of system and tools."""
 
 
+SHARED = 0
+"""In place of a conversation: what several begin with."""
+
+
 @dataclass(slots=True, eq=False)
 class File:
     """A file that holds the KV of positions start:stop of a prefix and maybe the window there."""
@@ -57,7 +61,8 @@ class Node:
     tokens: "array[int]"
     start: int
     conversation: int
-    """The id of the first node of its conversation: of the child of a root or of a SYSTEM node."""
+    """The lower, the longer it has been here: the id of its first node, behind the system prompt;
+    SHARED before that; less than SHARED once it was promoted."""
     children: "dict[int, Node]" = field(default_factory=dict)
     """By the first id of each."""
     span_id: int | None = None
@@ -70,8 +75,6 @@ class Node:
     """How the sequence ended that last went through here."""
     uses: int = 0
     used_s: float = 0.0
-    tenure_s: float = 0.0
-    """For so many more seconds in a row whoever goes through here is not to be disturbed."""
     wanted: int = 0
     """Waiting requests that will begin exactly at its end."""
     file: File | None = None
@@ -96,11 +99,6 @@ class Node:
     def has_file_window(self) -> bool:
         """Whether its checkpoint is on disk."""
         return self.file is not None and self.file.window_tokens > 0 and self.file.stop == self.stop
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether its KV can be read back now."""
-        return self.file is not None and self.file.is_saved
 
     @property
     def is_continued(self) -> bool:
@@ -129,7 +127,7 @@ class Node:
 
 def ids_of(tokens: Sequence[int]) -> "array[int]":
     """Compact and quick to compare."""
-    return array("i", tokens)
+    return tokens if isinstance(tokens, array) else array("i", tokens)
 
 
 def shared_tokens(left: "array[int]", right: "array[int]") -> int:
@@ -169,7 +167,6 @@ def split_above(node: Node, tokens: int, node_id: int) -> Node:
     upper.path_kind = node.path_kind
     upper.uses = node.uses
     upper.used_s = node.used_s
-    upper.tenure_s = node.tenure_s
     upper.file = node.file
     if upper.file is not None:
         upper.file.nodes.add(upper)

@@ -6,13 +6,14 @@ Must not know requests' lives, prices or what is worth a file.
 """
 
 import itertools
+import math
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 
 from verger.engine.eviction import Evictor
 from verger.engine.prefix_node import (
+    SHARED,
     File,
-    Kind,
     Node,
     below,
     check_node,
@@ -44,13 +45,14 @@ class PrefixTree:
         self._node_ids = itertools.count(1)
         self._span_ids = itertools.count(1)
         self._window_ids = itertools.count(1)
+        self._promotions = itertools.count(SHARED - 1, -1)
 
     # -- ways through it
     def root(self, salt: str) -> Node:
         """The root of a tenant's tree, made if need be."""
         root = self.roots.get(salt)
         if root is None:
-            root = self.roots[salt] = Node(0, salt, None, ids_of(()), 0, 0)
+            root = self.roots[salt] = Node(0, salt, None, ids_of(()), 0, SHARED)
         return root
 
     def path(self, salt: str, prompt: Sequence[int], limit: int) -> list[Node]:
@@ -94,6 +96,32 @@ class PrefixTree:
             node = above
         if node.parent is None and not node.children and not node.rows:
             self.roots.pop(node.salt, None)
+
+    # -- conversations
+    def conversation_of(self, salt: str, prompt: Sequence[int]) -> float:
+        """How old the conversation is that a prompt goes on with; inf for one that begins."""
+        path = self.path(salt, prompt, len(prompt))
+        is_known = bool(path) and path[-1].conversation != SHARED
+        return path[-1].conversation if is_known else math.inf
+
+    def share(self, node: Node) -> None:
+        """Conversations begin behind this node: each of its children is one."""
+        if node.conversation == SHARED:
+            return
+        for link in node.path():
+            link.conversation = SHARED
+        for child in node.children.values():
+            for link in [child, *below(child)]:
+                link.conversation = child.node_id
+                self.evictor.touch(link)
+
+    def promote(self, path: Iterable[Node]) -> None:
+        """Make a conversation the oldest."""
+        conversation = next(self._promotions)
+        for node in path:
+            if node.conversation != SHARED:
+                node.conversation = conversation
+                self.evictor.touch(node)
 
     # -- spans and windows
     def new_window_id(self) -> int:
@@ -208,7 +236,7 @@ class PrefixTree:
 
     def _add(self, parent: Node, tokens: "array[int]", now_s: float) -> Node:
         node_id = next(self._node_ids)
-        is_first = parent.parent is None or parent.kind is Kind.SYSTEM
+        is_first = parent.conversation == SHARED
         conversation = node_id if is_first else parent.conversation
         node = Node(node_id, parent.salt, parent, tokens, parent.stop, conversation)
         node.used_s = now_s

@@ -3,9 +3,9 @@
 Owned by the scheduler. Pure; must not know frames or plans. The order is that of arrival within a
 priority: the gateway decides whose turn it is. Two things change it. A request whose prefix is
 being prefilled for another one waits for that instead of computing it twice. And a request that
-could only get its row by evicting prefixes that others are about to use again waits until they have
-had their time (`TENURE`): meanwhile those whose prefix is at hand go first, so that a working set
-larger than the memory is worked off in turns instead of being thrashed.
+could only get its row by evicting prefixes that others will soon go on with may have to wait
+(`allowance.py`): meanwhile those whose prefix is at hand go first, so that a working set larger
+than the memory is worked off in turns instead of being thrashed.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,7 +17,7 @@ MAX_WAITING = 256
 MIN_SHARED_TOKENS = 256
 """Waiting for another request's prefill must save at least so much."""
 MAX_PATIENCE_S = 60.0
-"""After that a request takes what it needs from anybody, and nobody overtakes it any more."""
+"""After that nobody overtakes a request for which rows have left no room."""
 
 
 class RowQueue:
@@ -75,13 +75,11 @@ class RowQueue:
         ]
         ready.sort(key=lambda sequence: (sequence.asked.priority, sequence.order))
         for sequence in ready:
-            if self._kv.awaits_files(sequence):
-                continue
             if not any(self._shares(sequence, row) for row in rows):
                 yield sequence
 
     def is_out_of_patience(self, sequence: Sequence, now_s: float) -> bool:
-        """Whether it may take what others are about to use, and nobody may overtake it."""
+        """Whether nobody may overtake it any more."""
         return not sequence.is_background and now_s - sequence.arrived_s >= MAX_PATIENCE_S
 
     def check_integrity(self) -> None:
@@ -112,7 +110,7 @@ def _common_tokens(sequence: Sequence, row: Sequence) -> int:
     """The length of the prompts' common prefix; compared once, by halves."""
     known = sequence.shared_tokens.get(row.request_id)
     if known is None:
-        a, b = sequence.submit.prompt, row.submit.prompt
+        a, b = sequence.prompt_ids, row.prompt_ids
         low, high = 0, min(len(a), len(b))
         while low < high:
             middle = (low + high + 1) // 2

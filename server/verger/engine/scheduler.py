@@ -23,7 +23,7 @@ from collections import deque
 
 from msgspec.structs import replace
 
-from verger.engine.kv_budget import KVBudget
+from verger.engine.kv_budget import KVBudget, Shortage
 from verger.engine.pacing import Pacer
 from verger.engine.prefix_cache import Kind
 from verger.engine.row_queue import MAX_WAITING, RowQueue
@@ -44,8 +44,6 @@ from verger.messages import (
 )
 
 MAX_ROWS = 16
-IDLE_PATIENCE_S = 0.5
-"""How long the device may idle for the sake of those who are about to come back."""
 
 
 class Scheduler:
@@ -83,8 +81,8 @@ class Scheduler:
         self._frames: list[FromEngine] = []
         self._arrivals = 0
         self._now_s = 0.0
-        self._ran_s = 0.0
-        """When somebody last had a row."""
+        self._is_claimed = False
+        """Whether somebody waits because of what his row would cost others."""
 
     @property
     def running(self) -> int:
@@ -243,6 +241,10 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give rows to whoever can have one; the background makes way."""
+        self.kv.allowance.pass_time(
+            self._now_s, is_idle=not self._rows, is_claimed=self._is_claimed
+        )
+        self._is_claimed = False
         if self._queue.has_urgent:
             for row in [row for row in self._rows.values() if row.is_background]:
                 self._preempt(row)
@@ -255,21 +257,14 @@ class Scheduler:
             forks = self._queue.forks_of(sequence)
             if self.running + 1 + len(forks) > self.max_rows:
                 break
-            is_impatient = self._queue.is_out_of_patience(sequence, self._now_s)
-            if not self._open(sequence, forks, is_impatient) and is_impatient:
+            shortage = self._open(sequence, forks)
+            if shortage is Shortage.TOO_DEAR:
+                self._is_claimed = True
+            elif shortage is Shortage.NO_ROOM and self._queue.is_out_of_patience(
+                sequence, self._now_s
+            ):
+                self.kv.stop_reading()
                 break
-        self._admit_when_idle()
-
-    def _admit_when_idle(self) -> None:
-        """Nobody computes, yet everybody waits for what others are about to use: after a moment
-        in which those may come, whoever has least to compute takes what it needs."""
-        if self._rows:
-            self._ran_s = self._now_s
-        elif self._now_s - self._ran_s >= IDLE_PATIENCE_S:
-            ready = [s for s in self._queue.candidates((), self.steps) if not s.is_background]
-            ready.sort(key=lambda sequence: sequence.prompt_tokens - self.kv.match(sequence))
-            for sequence in ready[:1]:
-                self._open(sequence, self._queue.forks_of(sequence), is_impatient=True)
 
     def _may_run_background(self) -> bool:
         """One at a time, while a row stays free and nobody else waits."""
@@ -277,16 +272,19 @@ class Scheduler:
         has_row = self.running < max(1, self.max_rows - 1)
         return has_row and not is_running and not self._queue.has_urgent
 
-    def _open(self, sequence: Sequence, forks: list[Sequence], is_impatient: bool) -> bool:
-        opened = self.kv.open(sequence, [f.submit for f in forks], self._now_s, is_impatient)
-        if opened is None and forks and not self._rows:
+    def _open(self, sequence: Sequence, forks: list[Sequence]) -> Shortage | None:
+        """Give it a row, and its forks theirs; or why not."""
+        is_first = not self._is_claimed
+        submits = [fork.submit for fork in forks]
+        opened = self.kv.open(sequence, submits, self._now_s, is_first=is_first)
+        if opened is Shortage.NO_ROOM and forks and not self._rows:
             # Together they would not fit: each fork will find the leader's prefix in its turn.
             for fork in forks:
                 fork.leader = None
             forks = []
-            opened = self.kv.open(sequence, [], self._now_s, is_impatient)
-        if opened is None:
-            return False
+            opened = self.kv.open(sequence, [], self._now_s, is_first=is_first)
+        if isinstance(opened, Shortage):
+            return opened
         for row, place in zip([sequence, *forks], opened.places, strict=True):
             self._queue.remove(row)
             row.open(place, opened.cached_tokens if row is sequence else 0, self._planner.turn)
@@ -295,7 +293,7 @@ class Scheduler:
         if not sequence.is_background:
             self.asked_tokens += sequence.prompt_tokens
             self.cached_tokens += opened.cached_tokens
-        return True
+        return None
 
     def _grow_rows(self) -> None:
         """Room for one more position in every row that decodes; the youngest may lose its own."""

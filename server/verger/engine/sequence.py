@@ -9,6 +9,7 @@ Owned by the scheduler. Pure; must not know rows, bytes or other sequences but i
 Launched counts run ahead of settled ones by the plans that are launched and not yet settled.
 """
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,6 +17,7 @@ from enum import Enum
 from msgspec.structs import replace
 
 from verger.engine.prefix_cache import Kind
+from verger.engine.prefix_node import ids_of
 from verger.engine.steps import Place, has_penalties
 from verger.messages import BACKGROUND, FinishReason, Submit
 
@@ -78,10 +80,18 @@ class Sequence:
     """The step of its last chunk: whoever waits longest is next."""
     resumes_after: int = 0
     """It may get a row again once so many steps are settled: until then a step computes the old."""
-    files: set[str] | None = None
-    """Parts of its prompt that it had read back from the disk; None: it has not looked yet."""
+    has_read: bool = False
+    """Whether what is on disk of its prompt was read back, since it last waited."""
+    is_promoted: bool = False
+    """Whether it has waited so long that it may take what others will soon go on with; then its
+    conversation is as good as the oldest."""
+    prompt_ids: "array[int]" = field(init=False)
+    """The prompt, quick to look up again and again."""
     shared_tokens: dict[int, int] = field(default_factory=dict)
     """Common prefix with the prompts of other requests, remembered while both wait or prefill."""
+
+    def __post_init__(self) -> None:
+        self.prompt_ids = ids_of(self.submit.prompt)
 
     @property
     def request_id(self) -> int:
@@ -154,12 +164,13 @@ class Sequence:
             prompt=[*self.submit.prompt, *self.ids],
             resumed_tokens=self.submit.resumed_tokens + len(self.ids),
         )
+        self.prompt_ids = ids_of(self.submit.prompt)
         self.max_tokens -= len(self.ids)
         self.ids = []
         self.place = None
         self.prefilled_tokens = self.launched_tokens = 0
         self.resumes_after = resumes_after
-        self.files = None
+        self.has_read = False
         self.move(SequenceState.WAITING)
 
     def move(self, state: SequenceState) -> None:
