@@ -1,12 +1,15 @@
 """One request's files: asked for as the disk takes them, and counted off as they come."""
 
 from verger.engine.readback import Readback
+from verger.engine.sequence import Sequence
+from verger.messages import Submit
 
 NAMES = ("a", "b", "c")
 
 
 def readback() -> Readback:
-    return Readback(1, NAMES, reserved_bytes=100)
+    submit = Submit(1, [1, 2, 3], 1, [])
+    return Readback(Sequence(submit, submit, 1, 1, 0.0), NAMES, reserved_bytes=100)
 
 
 def test_no_more_is_asked_for_than_the_disk_takes() -> None:

@@ -3,7 +3,7 @@
 from random import Random
 
 from tests.schedulers import Engine, make_scheduler, opened
-from verger.engine.kv_budget import Opened, Shortage
+from verger.engine.kv_budget import MAX_READS, Opened, Shortage
 from verger.engine.prefix_cache import Kind
 from verger.engine.prefix_files import SaveOrder
 from verger.engine.sequence import Checkpoint, Sequence
@@ -166,3 +166,17 @@ def test_rows_that_must_grow_come_before_what_is_being_read() -> None:
         kv.limit_bytes += 10 * kv.geometry.token_bytes
     assert engine.finished(9).completion_tokens == 2_000
     assert engine.ids(2) == (text(2_000) + text(30, seed=1))[:4]
+
+
+def test_a_prefix_that_was_read_and_lost_is_read_again_a_few_times() -> None:
+    engine = restarted(saved_engine())
+    request = submit(2, text(2_000) + text(30, seed=1))
+    row = Sequence(request, request, 4, order=2, arrived_s=0.0)
+    kv = engine.scheduler.kv
+    for _ in range(MAX_READS):
+        assert kv.open(row, [], engine.now_s, is_first=True) is Shortage.READING
+        assert kv.stop_reading()
+    assert not kv.stop_reading()
+    opened = kv.open(row, [], engine.now_s, is_first=True)
+    assert isinstance(opened, Opened)
+    assert opened.cached_tokens == 0

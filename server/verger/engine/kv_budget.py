@@ -38,6 +38,8 @@ class Opened:
     cached_tokens: int
 
 
+MAX_READS = 3
+"""How often a request has its prefix read back, should rows need the memory meanwhile."""
 SLACK_DIVISOR = 8
 """A part of the memory that must stay free, or free of cost, when somebody computes much."""
 
@@ -140,7 +142,7 @@ class KVBudget:
         """It waits no longer."""
         if self.caches:
             self.cache.unwant(sequence.request_id)
-        if self._readback is not None and self._readback.request_id == sequence.request_id:
+        if self._readback is not None and self._readback.sequence is sequence:
             self.stop_reading()
 
     def open(
@@ -238,10 +240,13 @@ class KVBudget:
             self.cache.files.read(name, payload, now_s, with_window=is_last)
 
     def stop_reading(self) -> bool:
-        """Whoever reads his prefix has to do with what has come; whether there was somebody."""
-        was_reading = self._readback is not None
-        self._readback = self.cache.reader = None
-        return was_reading
+        """Whoever reads his prefix loses his claim to it, and may begin again; whether there was
+        somebody."""
+        readback, self._readback = self._readback, None
+        self.cache.reader = None
+        if readback is not None:
+            readback.sequence.has_read = readback.sequence.reads >= MAX_READS
+        return readback is not None
 
     def lose_file(self, name: str) -> None:
         """It could not be read."""
@@ -260,7 +265,7 @@ class KVBudget:
         if self.disk is None or sequence.has_read:
             return ()
         readback = self._readback
-        if readback is not None and readback.request_id == sequence.request_id:
+        if readback is not None and readback.sequence is sequence:
             readback.ask(self.disk.read)
             sequence.has_read = readback.is_done
             return () if sequence.has_read else (readback.last_name,)
@@ -277,9 +282,10 @@ class KVBudget:
         assert self.disk is not None
         salt, prompt = sequence.submit.cache_salt, sequence.prompt_ids
         taker = Taker(salt, prompt, len(prompt), sequence.is_background)
-        self._readback = Readback(sequence.request_id, names, reserved_bytes)
+        self._readback = Readback(sequence, names, reserved_bytes)
         self._readback.ask(self.disk.read)
         self.cache.reader = taker
+        sequence.reads += 1
 
     def _reload_s(self, nbytes: int, unsaved_bytes: int) -> float:
         """How long it takes to read back what goes, of which so much has to be written first; inf
@@ -373,7 +379,7 @@ class KVBudget:
     def _reserved_bytes(self, sequence: Sequence) -> int:
         """For somebody else, whose prefix is being read."""
         readback = self._readback
-        if readback is None or readback.request_id == sequence.request_id:
+        if readback is None or readback.sequence is sequence:
             return 0
         return readback.reserved_bytes
 

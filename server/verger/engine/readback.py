@@ -5,15 +5,18 @@ must not know bytes, prices or the disk itself.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Ids
+
+from verger.engine.sequence import Sequence
 
 
 class Readback:
     """The files of one request, in the order in which they must come; the last has the checkpoint
     from which it goes on."""
 
-    def __init__(self, request_id: int, names: Sequence[str], reserved_bytes: int) -> None:
-        self.request_id = request_id
+    def __init__(self, sequence: Sequence, names: Ids[str], reserved_bytes: int) -> None:
+        self.sequence = sequence
         self.last_name = names[-1]
         self.reserved_bytes = reserved_bytes
         """Room that others must leave: of what is still to come."""

@@ -82,6 +82,8 @@ class Sequence:
     """It may get a row again once so many steps are settled: until then a step computes the old."""
     has_read: bool = False
     """Whether what is on disk of its prompt was read back, since it last waited."""
+    reads: int = 0
+    """How often that was begun."""
     is_promoted: bool = False
     """Whether it has waited so long that it may take what others will soon go on with; then its
     conversation is as good as the oldest."""
@@ -171,6 +173,7 @@ class Sequence:
         self.prefilled_tokens = self.launched_tokens = 0
         self.resumes_after = resumes_after
         self.has_read = False
+        self.reads = 0
         self.move(SequenceState.WAITING)
 
     def move(self, state: SequenceState) -> None:
