@@ -40,7 +40,7 @@ class Opened:
 
 MAX_READS = 3
 """How often a request has its prefix read back, should rows need the memory meanwhile."""
-SLACK_DIVISOR = 8
+SLACK_DIVISOR = 4
 """A part of the memory that must stay free, or free of cost, when somebody computes much."""
 
 
