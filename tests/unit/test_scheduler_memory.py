@@ -79,16 +79,23 @@ def test_a_request_is_never_refused_while_something_can_be_evicted() -> None:
     assert engine.scheduler.cache_stats().evictions > 0
 
 
+def submit_warm(engine: Engine, *requests: Submit) -> None:
+    """Requests whose prompts are cached already: they need no room beyond their rows."""
+    for request in requests:
+        engine.run(replace(request, request_id=100 + request.request_id, max_tokens=1))
+    engine.submit(*requests)
+
+
 def grown_rows(engine: Engine) -> None:
     """Two rows in blocks of their own, which both have to grow soon."""
-    engine.submit(submit(1, 5_000, max_tokens=3_000), submit(2, 5_000, max_tokens=3_000))
+    submit_warm(engine, submit(1, 5_000, max_tokens=1_000), submit(2, 5_000, max_tokens=1_000))
     engine.step()
     engine.step()
     assert running(engine) == {1, 2}
 
 
 def test_when_rows_outgrow_memory_the_youngest_is_preempted_and_resumes() -> None:
-    engine = make_engine(13_000)
+    engine = make_engine(11_500)
     grown_rows(engine)
     while engine.scheduler.running == 2:
         engine.step()
@@ -96,30 +103,31 @@ def test_when_rows_outgrow_memory_the_youngest_is_preempted_and_resumes() -> Non
     assert engine.scheduler.preemptions == 1
     engine.run()
     for request_id in (1, 2):
-        assert engine.ids(request_id) == text(5_000, request_id)[:3_000]
+        assert engine.ids(request_id) == text(5_000, request_id)[:1_000]
         ended = engine.finished(request_id)
-        assert (ended.prompt_tokens, ended.completion_tokens) == (5_000, 3_000)
+        assert (ended.prompt_tokens, ended.completion_tokens) == (5_000, 1_000)
 
 
 def test_the_least_class_is_preempted_first() -> None:
-    engine = make_engine(13_000)
-    engine.submit(
-        replace(submit(1, 5_000, max_tokens=3_000), priority=BATCH),
-        submit(2, 5_000, max_tokens=3_000),
+    engine = make_engine(11_500)
+    submit_warm(
+        engine,
+        replace(submit(1, 5_000, max_tokens=1_000), priority=BATCH),
+        submit(2, 5_000, max_tokens=1_000),
     )
     while engine.scheduler.preemptions == 0:
         engine.step()
     assert running(engine) == {2}
     engine.run()
-    assert engine.ids(1) == text(5_000, 1)[:3_000]
+    assert engine.ids(1) == text(5_000, 1)[:1_000]
 
 
 def test_a_preempted_row_finds_what_it_had_computed() -> None:
-    engine = make_engine(13_000)
-    engine.submit(submit(1, 6_000, max_tokens=800), submit(2, 5_000, max_tokens=2_000))
+    engine = make_engine(11_000)
+    submit_warm(engine, submit(1, 5_000, max_tokens=130), submit(2, 5_000, max_tokens=1_000))
     engine.run()
     assert engine.scheduler.preemptions == 1
-    assert engine.scheduler.prefill_tokens <= 11_000 + 1
+    assert engine.scheduler.prefill_tokens <= 10_000 + 3
 
 
 def test_a_lone_row_grows_up_to_all_the_memory() -> None:
