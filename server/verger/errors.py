@@ -16,10 +16,11 @@ Imported by all layers; must not import anything of Verger.
     │   ├── EngineUnavailable       503  the engine died, or is still loading
     │   ├── Overloaded              503  a queue is full
     │   └── InternalError           500  a defect of ours; the log has the traceback
-    └── StartupError            exit code 3: one line on stderr, no traceback
-        ├── ConfigError
-        ├── ModelFolderError
-        └── PortInUse
+    ├── StartupError            exit code 3: one line on stderr, no traceback
+    │   ├── ConfigError
+    │   ├── ModelFolderError
+    │   └── PortInUse
+    └── LanError                multicast DNS cannot be spoken; a server goes on without it
 """
 
 from typing import ClassVar
@@ -168,3 +169,7 @@ class ModelFolderError(StartupError):
 
 class PortInUse(StartupError):
     """Another process listens on the port."""
+
+
+class LanError(VergerError):
+    """Servers cannot be advertised on the network, or looked for; the server itself goes on."""

@@ -44,6 +44,7 @@ ONLY_IN = {
     "uvicorn": ["gateway/"],
     "httpx": ["gateway/backends/", "cli/"],
     "zeroconf": ["lan/"],
+    "ifaddr": ["lan/"],
     "typer": ["cli/"],
 }
 """Library → where it may be imported; the others are free of it."""
