@@ -16,6 +16,7 @@ from verger.lan.records import (
     encode_txt,
     host_label,
     instance_name,
+    is_host,
     pack_txt,
     saturn_txt,
 )
@@ -198,3 +199,23 @@ def test_a_name_is_one_label_with_room_for_a_number() -> None:
 )
 def test_a_host_has_letters_that_a_url_can_carry(name: str, label: str) -> None:
     assert host_label(name) == label
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("office-mini.local", True),
+        ("a.b-2.local", True),
+        ("a" * 63 + ".local", True),
+        ("a" * 64 + ".local", False),
+        ("local", False),
+        ("-a.local", False),
+        ("office mini.local", False),
+        ("user@evil.local", False),
+        ("office-mini.example.org", False),
+        ("a." * 125 + "local", True),
+        ("a." * 126 + "local", False),
+    ],
+)
+def test_a_host_is_one_of_the_local_network(host: str, expected: bool) -> None:
+    assert is_host(host) is expected

@@ -132,6 +132,12 @@ def is_id(text: str) -> bool:
         return False
 
 
+def is_host(text: str) -> bool:
+    """Whether it is a name of the local network, as a URL can carry it."""
+    label = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    return len(text) <= MAX_STRING_BYTES and bool(re.fullmatch(rf"({label}\.)+local", text))
+
+
 def _fields(properties: Mapping[bytes, bytes | None]) -> dict[str, str] | None:
     """Keys are ASCII of any case. None if there is too much, or what no terminal should show."""
     if sum(len(key) + len(value or b"") + 2 for key, value in properties.items()) > (

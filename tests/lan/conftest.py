@@ -1,0 +1,23 @@
+"""Fixtures of the tests that speak multicast DNS: networks that nothing gets out of."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lan.networks import Host, Office, host, need_namespaces, office
+
+
+@pytest.fixture
+def lonely() -> Iterator[Host]:
+    """A machine with nothing but loopback."""
+    need_namespaces()
+    with host() as made:
+        yield made
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[Office]:
+    """A server and a client on an office's network, and a stranger on another one."""
+    need_namespaces()
+    with office() as made:
+        yield made
