@@ -6,6 +6,7 @@ import itertools
 import socket
 from collections import deque
 from collections.abc import Sequence
+from ipaddress import ip_interface
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,11 @@ from verger.engine.steps import (
     Sampled,
     Stored,
 )
+from verger.errors import LanError
 from verger.gateway.engine_process import EngineProcess
+from verger.lan.advertise import Backend
+from verger.lan.interfaces import Interface
+from verger.lan.records import Advert
 from verger.messages import PROTOCOL_VERSION, FromEngine, Hello, Ready, Submit, ToEngine
 
 HARMONY_SPECIALS = (
@@ -251,3 +256,60 @@ class FakeEngines:
         engine = await self.next()
         engine.send(ready)
         return engine
+
+
+LAN = Interface("en0", 4, (ip_interface("192.168.1.20/24"),))
+LOOPBACK = Interface("lo0", 1, (ip_interface("127.0.0.1/8"),))
+
+
+class FakeLan:
+    """A network to advertise on, and its only advertiser; every call is written down."""
+
+    def __init__(self) -> None:
+        self.interfaces: tuple[Interface, ...] = (LAN,)
+        self.calls: list[tuple[str, Advert | None]] = []
+        self.addresses: Sequence[str] = ()
+        self.failure: Exception | None = None
+        """What registering and updating fail with."""
+        self.new_name = "office-mini-2"
+        """What the next registration is called."""
+        self.name = ""
+        """What the advertised server is called now."""
+
+    def choose(self, named: Sequence[str]) -> tuple[Interface, ...]:
+        """Stands in for `choose_interfaces`."""
+        if not self.interfaces:
+            raise LanError("no interface")
+        return self.interfaces
+
+    def make(
+        self, backend: Backend, interfaces: Sequence[Interface], addresses: Sequence[str]
+    ) -> "FakeLan":
+        """Stands in for `make_advertiser`."""
+        self.addresses = addresses
+        return self
+
+    async def start(self, advert: Advert) -> str:
+        """As an Advertiser."""
+        self._call("start", advert)
+        self.name = self.new_name
+        return self.name
+
+    async def update(self, advert: Advert) -> None:
+        """As an Advertiser."""
+        self._call("update", advert)
+
+    async def stop(self) -> None:
+        """As an Advertiser."""
+        self.calls.append(("stop", None))
+        self.name = ""
+
+    @property
+    def verbs(self) -> list[str]:
+        """What was called."""
+        return [verb for verb, _ in self.calls]
+
+    def _call(self, verb: str, advert: Advert) -> None:
+        self.calls.append((verb, advert))
+        if self.failure is not None:
+            raise self.failure

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -62,7 +62,19 @@ class EngineConfig(Struct, frozen=True):
     disk_daily_gib: _Gib = 50.0
 
 
-_SECTIONS: Mapping[str, type[Struct]] = {"server": ServerConfig, "engine": EngineConfig}
+class LanConfig(Struct, frozen=True):
+    """How the office network learns of the server. `interfaces` are names or addresses, with
+    commas between them; empty leaves the choice to Verger."""
+
+    bonjour: Literal["auto", "zeroconf", "dnssd", "none"] = "auto"
+    interfaces: Annotated[str, Meta(max_length=1_000)] = ""
+
+
+_SECTIONS: Mapping[str, type[Struct]] = {
+    "server": ServerConfig,
+    "engine": EngineConfig,
+    "lan": LanConfig,
+}
 _FIELDS = {
     f"{section}.{field.name}": field
     for section, struct in _SECTIONS.items()
@@ -85,6 +97,7 @@ class Config:
 
     server: ServerConfig
     engine: EngineConfig
+    lan: LanConfig
     aliases: Mapping[str, str]
     settings: Mapping[str, Setting]
 
@@ -105,6 +118,7 @@ def load_config(
     return Config(
         server=msgspec.convert(_section(settings, "server"), ServerConfig),
         engine=msgspec.convert(_section(settings, "engine"), EngineConfig),
+        lan=msgspec.convert(_section(settings, "lan"), LanConfig),
         aliases=_section(settings, "aliases"),
         settings=settings,
     )

@@ -49,6 +49,11 @@ def cache_dir() -> Path:
     return home() / "cache"
 
 
+def instance_id_file() -> Path:
+    """The UUID of this server, by which clients know it again."""
+    return home() / "instance_id"
+
+
 def models_dir() -> Path:
     """Downloaded models, one folder each, named after the catalogue's id."""
     return home() / "models"

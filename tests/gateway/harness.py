@@ -14,10 +14,11 @@ from typing import Any
 import httpx
 from msgspec.structs import replace
 
-from tests.fakes import FakeEngine, byte_tokenizer, write_model_folder
+from tests.fakes import FakeEngine, FakeLan, byte_tokenizer, write_model_folder
 from tests.traffic import Traffic, WatchedApp
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
+from verger.gateway.advertising import Advertising
 from verger.gateway.app import create_app
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.engine_process import EngineProcess
@@ -173,7 +174,9 @@ def chat_body(**fields: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def running_gateway(folder: Path, **settings: Any) -> AsyncIterator[Gateway]:
+async def running_gateway(
+    folder: Path, lan: FakeLan | None = None, **settings: Any
+) -> AsyncIterator[Gateway]:
     """Serve until the block is left; its engines wait in `engines` for the test to play them."""
     served = ServerSettings(
         model_id=MODEL_ID,
@@ -184,7 +187,9 @@ async def running_gateway(folder: Path, **settings: Any) -> AsyncIterator[Gatewa
     engines: asyncio.Queue[PlayedEngine] = asyncio.Queue()
     async with asyncio.TaskGroup() as tasks:
         service = _service(served, engines, tasks)
-        server, traffic = GatewayServer(service), Traffic()
+        lan = lan or FakeLan()
+        advertising = Advertising(service, make=lan.make, choose=lan.choose)
+        server, traffic = GatewayServer(service, advertising), Traffic()
         server.config.app = WatchedApp(create_app(service), traffic)
         with listen(served.host, served.port) as listener:
             port = listener.getsockname()[1]
@@ -199,10 +204,10 @@ async def running_gateway(folder: Path, **settings: Any) -> AsyncIterator[Gatewa
 
 @asynccontextmanager
 async def ready_gateway(
-    folder: Path, **settings: Any
+    folder: Path, lan: FakeLan | None = None, **settings: Any
 ) -> AsyncIterator[tuple[Gateway, PlayedEngine]]:
     """A gateway whose first engine is ready."""
-    async with running_gateway(folder, **settings) as gateway:
+    async with running_gateway(folder, lan, **settings) as gateway:
         engine = await gateway.next_engine()
         engine.become_ready()
         await gateway.service.engine.wait_ready(30)

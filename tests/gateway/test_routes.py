@@ -134,6 +134,7 @@ async def test_readiness_follows_the_engine(tmp_path: Path) -> None:
             red = await gateway.http.get(path)
             assert (red.status_code, error_of(red)["code"]) == (503, "engine_unavailable")
             assert int(red.headers["retry-after"]) >= 1
+            assert red.headers["x-verger-id"] == gateway.service.settings.instance_id
         assert (await gateway.http.get("/livez")).status_code == 200
         refused = await gateway.http.post("/v1/chat/completions", json=chat_body())
         assert refused.status_code == 503
@@ -142,7 +143,9 @@ async def test_readiness_follows_the_engine(tmp_path: Path) -> None:
         await gateway.service.engine.wait_ready(30)
 
         for path in ("/readyz", "/v1/health", "/livez"):
-            assert (await gateway.http.get(path)).status_code == 200
+            green = await gateway.http.get(path)
+            assert green.status_code == 200
+            assert green.headers["x-verger-id"] == gateway.service.settings.instance_id
 
 
 async def test_a_defect_is_a_500_in_the_same_shape(

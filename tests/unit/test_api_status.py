@@ -5,13 +5,18 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from verger.api.status import DISK_NOT_WANTED, GatewayFacts, encode_status, status_of
+from verger.api.status import DISK_NOT_WANTED, GatewayFacts, Lan, encode_status, status_of
 from verger.messages import CacheStats, PrefillStats, Stats
 
+LAN = Lan(backend="zeroconf", name="office-mini-2", interfaces=("eth0",), off_reason=None)
 FACTS = GatewayFacts(
+    id="6b0f2b1e-3a5d-4c63-9a0e-0c7f5a1d2e3f",
+    name="office-mini",
+    version="0.1.0",
     model="m",
     state="ready",
     uptime_s=1.23456,
+    lan=LAN,
     max_rows=16,
     queued=3,
     target_itl_ms=250,
@@ -47,9 +52,18 @@ STATS = Stats(1, 2, 3, 4, 5, 6, 7, 8, CACHE, PREFILL)
 def test_every_figure_stands_in_its_place() -> None:
     assert json.loads(encode_status(status_of(FACTS, STATS))) == {
         "schema_version": 1,
+        "id": "6b0f2b1e-3a5d-4c63-9a0e-0c7f5a1d2e3f",
+        "name": "office-mini",
+        "version": "0.1.0",
         "model": "m",
         "state": "ready",
         "uptime_s": 1.235,
+        "lan": {
+            "backend": "zeroconf",
+            "name": "office-mini-2",
+            "interfaces": ["eth0"],
+            "off_reason": None,
+        },
         "rows": {"max": 16, "running": 1, "waiting": 2, "queued": 3},
         "tokens": {"prefilled": 4, "decoded": 5, "background": 18},
         "cache": {

@@ -52,7 +52,8 @@ def test_help_names_the_commands_and_imports_no_server() -> None:
         "import sys; sys.argv = ['verger', '--help']\n"
         "from verger.cli.main import app\n"
         "app(standalone_mode=False)\n"
-        "assert not {'mlx', 'transformers', 'starlette', 'httpx', 'tokenizers'} & set(sys.modules)"
+        "late = {'mlx', 'transformers', 'starlette', 'httpx', 'tokenizers', 'zeroconf', 'ifaddr'}\n"
+        "assert not late & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -129,7 +130,7 @@ def test_serve_without_the_engine_says_how_to_install_it(
     assert "verger[engine]" in outcome.err
 
 
-def test_what_the_gateway_is_told(tmp_path: Path) -> None:
+def test_what_the_gateway_is_told(tmp_path: Path, verger_home: Path) -> None:
     """An alias for the served model gets its id; one for another model is kept as it is."""
     nano = write_model_folder(tmp_path / "nano")
     choice = resolve_model(
@@ -139,13 +140,16 @@ def test_what_the_gateway_is_told(tmp_path: Path) -> None:
         memory_bytes=64_000_000_000,
         is_loopback=True,
     )
-    config = load_config({"server.port": 0, "engine.max_rows": 3}, environ={})
+    environ = {"VERGER_LAN_INTERFACES": " en0, 192.168.1.20,", "VERGER_LAN_BONJOUR": "dnssd"}
+    config = load_config({"server.port": 0, "engine.max_rows": 3}, environ)
     settings = serve.settings_for(config, choice, fake=None)
     assert (settings.model_id, settings.model_folder) == ("nano", nano)
     assert (settings.port, settings.max_rows, settings.context_tokens) == (0, 3, 4096)
     assert settings.sampling.temperature == 0.0
     assert settings.aliases["gpt-4o"] == "nano"
     assert settings.aliases["openai/gpt-oss-20b"] == "gpt-oss-20b"
+    assert (settings.bonjour, settings.lan_interfaces) == ("dnssd", ("en0", "192.168.1.20"))
+    assert settings.instance_id == (verger_home / "instance_id").read_text().strip()
 
 
 @pytest.mark.parametrize(

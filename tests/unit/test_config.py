@@ -28,6 +28,7 @@ def test_defaults_without_a_file() -> None:
     assert (config.engine.target_itl_ms, config.engine.kv_gib) == (250.0, 0.0)
     assert config.engine.prefix_cache
     assert (config.engine.disk_gib, config.engine.disk_daily_gib) == (20.0, 50.0)
+    assert (config.lan.bonjour, config.lan.interfaces) == ("auto", "")
     assert {setting.origin for setting in config.settings.values()} == {"default"}
 
 
@@ -75,6 +76,8 @@ def test_aliases_of_the_file_are_added_to_the_default_ones(tmp_path: Path) -> No
         ("[engine]\ndisk_gib = nan", "engine.disk_gib: Expected `float` >= 0"),
         ("[engine]\ndisk_daily_gib = -0.5", "engine.disk_daily_gib: Expected `float` >= 0"),
         ("[engine]\nprefix_cache = 1", "engine.prefix_cache: Expected `bool`, got `int`"),
+        ("[lan]\nbonjour = 'avahi'", "lan.bonjour: Invalid enum value 'avahi'"),
+        (f"[lan]\ninterfaces = '{'x' * 1001}'", "lan.interfaces: Expected `str` of length <= 1000"),
         ("[spill]\nenabled = false", "spill is not implemented in this version"),
         ("[[providers]]\nname = 'x'", "providers is not implemented in this version"),
         ("[aliases]\na = 1", "aliases.a: Expected `str`, got `int`"),

@@ -14,21 +14,28 @@ from tests.fakes import byte_tokenizer
 from verger import errors
 from verger.api import chat_body, status
 from verger.cli.main import app as cli
-from verger.config import EngineConfig, ServerConfig
+from verger.config import EngineConfig, LanConfig, ServerConfig
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
+from verger.gateway.advertising import CHECK_S
 from verger.gateway.app import create_app
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.gateway.submit_queue import LOOK_AHEAD_ROWS, MAX_QUEUED
+from verger.lan import records
 from verger.messages import PROTOCOL_VERSION, Hello
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "server" / "verger"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-STRUCTS: dict[str, type[msgspec.Struct]] = {"server": ServerConfig, "engine": EngineConfig}
+STRUCTS: dict[str, type[msgspec.Struct]] = {
+    "server": ServerConfig,
+    "engine": EngineConfig,
+    "lan": LanConfig,
+}
 STATUS_STRUCTS: dict[str, type[msgspec.Struct]] = {
+    "lan": status.Lan,
     "rows": status.Rows,
     "tokens": status.TokenCounts,
     "cache": status.Cache,
@@ -114,6 +121,17 @@ def test_the_bounds_of_the_queue_are_those_of_the_code() -> None:
     assert "and two more are handed to the engine" in README
     what = {name: text for code, _, text in rows_of("code", "status") for name in quoted(code)}
     assert what["overloaded"].startswith(f"{MAX_QUEUED} answers wait")
+
+
+def test_what_is_advertised_is_what_the_readme_says() -> None:
+    advert = records.Advert("n", 1, "i", ("a", "b"), False, False, "v")
+    fields = records.encode_txt(advert)
+    written = {name for field, _ in rows_of("TXT field") for name in quoted(field)}
+    assert written == {name for name in fields if name != "m1"} | {"models"}
+    assert f"at most {records.MAX_TXT_BYTES} bytes" in README
+    assert f"`m{records.MAX_LISTED_MODELS - 1}`" in README
+    assert CHECK_S == 10
+    assert "every ten\nseconds it is tried again" in README
 
 
 def test_every_response_header_stands_in_the_readme() -> None:

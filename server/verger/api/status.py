@@ -84,13 +84,27 @@ class Memory(Struct, frozen=True, kw_only=True):
     peak_bytes: int
 
 
+class Lan(Struct, frozen=True, kw_only=True):
+    """How the network learns of the server: the name under which it is advertised and where;
+    `off_reason` is why it is not."""
+
+    backend: str
+    name: str | None
+    interfaces: tuple[str, ...]
+    off_reason: str | None
+
+
 class Status(Struct, frozen=True, kw_only=True):
     """The whole answer."""
 
     schema_version: int = SCHEMA_VERSION
+    id: str
+    name: str
+    version: str
     model: str
     state: str
     uptime_s: float
+    lan: Lan
     rows: Rows
     tokens: TokenCounts
     cache: Cache
@@ -101,9 +115,13 @@ class Status(Struct, frozen=True, kw_only=True):
 class GatewayFacts(Struct, frozen=True, kw_only=True):
     """What the engine's statistics do not say."""
 
+    id: str
+    name: str
+    version: str
     model: str
     state: str
     uptime_s: float
+    lan: Lan
     max_rows: int
     queued: int
     target_itl_ms: float
@@ -115,9 +133,13 @@ def status_of(facts: GatewayFacts, stats: Stats | None) -> Status:
     """`stats` is None until the engine has sent some."""
     stats = stats or NO_STATS
     return Status(
+        id=facts.id,
+        name=facts.name,
+        version=facts.version,
         model=facts.model,
         state=facts.state,
         uptime_s=round(facts.uptime_s, 3),
+        lan=facts.lan,
         rows=Rows(
             max=facts.max_rows,
             running=stats.running,

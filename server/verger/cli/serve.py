@@ -60,7 +60,9 @@ def serve(
 
 def settings_for(config: Config, choice: ModelChoice, fake: Path | None) -> "ServerSettings":
     """What the gateway needs to know, and no more."""
+    from verger.gateway.identity import instance_id
     from verger.gateway.settings import ServerSettings
+    from verger.lan.advertise import Backend
 
     engine = config.engine
     has_disk = engine.prefix_cache and engine.disk_gib > 0
@@ -76,6 +78,9 @@ def settings_for(config: Config, choice: ModelChoice, fake: Path | None) -> "Ser
         host=config.server.host,
         port=config.server.port,
         name=config.server.name,
+        instance_id=instance_id(paths.instance_id_file()),
+        bonjour=Backend(config.lan.bonjour),
+        lan_interfaces=_listed(config.lan.interfaces),
         heartbeat_s=config.server.heartbeat_s,
         max_rows=engine.max_rows,
         target_itl_ms=engine.target_itl_ms,
@@ -103,6 +108,11 @@ def _notices(config: Config, choice: ModelChoice) -> list[str]:
     if not is_loopback(config.server.host):
         notices.append(f"whoever reaches {config.server.host} can use this server: it asks no key")
     return notices
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _bytes(gib: float) -> int:

@@ -3,8 +3,9 @@
 Called by `verger serve`. The port is bound first, so that a second server gives up before it
 loads a model; the engine loads while the port already answers (`/readyz` is red meanwhile).
 
-    SIGTERM, SIGINT → /readyz red, no new connections, running answers finish for up to drain_s,
-                      what still runs then fails with an error event; exit 0
+    SIGTERM, SIGINT → /readyz red, withdrawn from the network, no new connections, running answers
+                      finish for up to drain_s, what still runs then fails with an error event;
+                      exit 0
     SIGINT again    → exit at once
 """
 
@@ -32,6 +33,7 @@ from verger.formats.dates import PinnedDates
 from verger.formats.specials import Special
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway import sse
+from verger.gateway.advertising import Advertising
 from verger.gateway.app import create_app
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.service import Service
@@ -127,10 +129,11 @@ class AbortableProtocol(HttpToolsProtocol):
 class GatewayServer(uvicorn.Server):
     """uvicorn's server with our signals, our drain, and an exit code."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, advertising: Advertising | None = None) -> None:
         sse.drain_streams()
         logging.getLogger("uvicorn.error").addFilter(_is_news)
         self._service = service
+        self._advertising = advertising or Advertising(service)
         self.exit_code = 0
         super().__init__(
             uvicorn.Config(
@@ -149,13 +152,20 @@ class GatewayServer(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve, and follow the engine's start beside it."""
-        async with asyncio.TaskGroup() as tasks:
-            starting = tasks.create_task(self._follow_start())
-            await super().serve(sockets)
-            starting.cancel()
+        assert sockets
+        self._advertising.start(*sockets[0].getsockname()[:2])
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                starting = tasks.create_task(self._follow_start())
+                await super().serve(sockets)
+                starting.cancel()
+        finally:
+            await self._advertising.stop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let running answers finish; the engine stops with the last of them."""
+        """Let running answers finish; the engine stops with the last of them. Nobody new shall
+        come meanwhile, so the network is told first."""
+        await self._advertising.stop()
         async with asyncio.TaskGroup() as tasks:
             stopping = tasks.create_task(self._service.engine.stop(self._service.settings.drain_s))
             await super().shutdown(sockets)

@@ -14,6 +14,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from verger import __version__
+from verger.api.status import Lan
 from verger.formats.conversation import Conversation
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
@@ -26,6 +27,7 @@ logger = logging.getLogger("verger.gateway")
 TENANT = "office"
 """Shared by all who send no key; whoever has the same tenant may share cached prefixes."""
 MAX_NOTED_PARAMETERS = 256
+NOT_ADVERTISED = Lan(backend="none", name=None, interfaces=(), off_reason="the server does not run")
 
 
 @dataclass(slots=True)
@@ -40,6 +42,8 @@ class Service:
     unix_s: Callable[[], float] = time.time
     new_id: Callable[[], str] = lambda: uuid4().hex
     is_draining: bool = False
+    lan: Lan = NOT_ADVERTISED
+    """What the network is being told, kept by `advertising`."""
     started_s: float = field(init=False)
     started_unix_s: int = field(init=False)
     system_fingerprint: str = field(init=False)

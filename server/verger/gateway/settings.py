@@ -6,7 +6,9 @@ Passed to `server.run`; must not know where a value came from (file, environment
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
+from verger.lan.advertise import Backend
 from verger.messages import Sampling
 
 DEFAULT_PORT = 8374
@@ -28,6 +30,12 @@ class ServerSettings:
     port: int = DEFAULT_PORT
     """0 picks a free port."""
     name: str = "verger"
+    instance_id: str = field(default_factory=lambda: str(uuid4()))
+    """What clients know this server by, whatever its name and address."""
+    bonjour: Backend = Backend.AUTO
+    """What tells the office network of it, unless it listens on loopback only."""
+    lan_interfaces: tuple[str, ...] = ()
+    """Where it does so, by name or address; empty: where it looks like the office's network."""
     heartbeat_s: float = 5.0
     drain_s: float = 30.0
     """How long SIGTERM waits for running answers."""

@@ -7,6 +7,7 @@ machine, and it would answer whoever asks there. Must not know records.
 RFC 6762: 11 (who may ask).
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,8 @@ class OnLinkZeroconf(Zeroconf):
 
 async def open_zeroconf(interfaces: Sequence[Interface]) -> AsyncZeroconf:
     """Ready to be asked; the caller closes it. Raises LanError where no interface can be used."""
+    # What fails is told to our caller, who says it once; zeroconf would log it at every try.
+    logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
     with lan_errors("multicast DNS cannot be spoken"):
         zeroconf = AsyncZeroconf(zc=OnLinkZeroconf(interfaces))
         await zeroconf.zeroconf.async_wait_for_start()

@@ -3,6 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
+from verger import __version__
 from verger.api.status import GatewayFacts, encode_status, status_of
 from verger.gateway.service import Service
 
@@ -23,9 +24,13 @@ class ServerStatus:
     def _facts(self) -> GatewayFacts:
         service, settings = self._service, self._service.settings
         return GatewayFacts(
+            id=settings.instance_id,
+            name=settings.name,
+            version=__version__,
             model=settings.model_id,
             state=DRAINING if service.is_draining else service.engine.state.value,
             uptime_s=service.monotonic_s() - service.started_s,
+            lan=service.lan,
             max_rows=settings.max_rows,
             queued=service.engine.queued,
             target_itl_ms=settings.target_itl_ms,
