@@ -13,6 +13,14 @@ def test_no_test_reaches_beyond_this_machine(address: str) -> None:
         socket.create_connection((address, 80), timeout=1)
 
 
+def test_no_test_multicasts_not_even_on_loopback() -> None:
+    """What speaks multicast DNS does so in a process of its own, as those in tests/lan."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as speaking:
+        speaking.bind(("127.0.0.1", 0))
+        with pytest.raises(PermissionError, match="only loopback"):
+            speaking.sendto(b"", ("224.0.0.251", 5353))
+
+
 def test_loopback_is_open() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         with socket.create_connection(server.getsockname(), timeout=1):
