@@ -8,6 +8,11 @@ from tests.lan.networks import Host, Office, host, need_namespaces, office
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
 def lonely() -> Iterator[Host]:
     """A machine with nothing but loopback."""
     need_namespaces()

@@ -10,6 +10,9 @@ import pytest
 from tests.lan.networks import Host, Office
 from tests.lan.player import ADVERT, Player, player
 from verger.errors import LanError
+from verger.lan import zeroconf_backend
+from verger.lan.advertise import Backend, make_advertiser
+from verger.lan.interfaces import choose_interfaces
 
 pytestmark = pytest.mark.process
 
@@ -98,6 +101,7 @@ def test_a_name_that_is_taken_gets_a_number_and_both_are_found(two_hosts: Office
     )
 
 
+@pytest.mark.slow
 def test_a_killed_server_is_found_no_more_and_comes_back_under_its_name(
     two_hosts: Office,
 ) -> None:
@@ -122,6 +126,21 @@ def test_on_loopback_a_machine_finds_itself(lonely: Host) -> None:
     assert found["addresses"] == ["127.0.0.1"]
 
 
+@pytest.mark.slow
+def test_two_servers_on_one_machine_are_told_apart_and_leave_one_by_one(lonely: Host) -> None:
+    loopback = "127.0.0.1"
+    with (
+        player(loopback, on=lonely, bound_to=loopback) as first,
+        player(loopback, on=lonely, bound_to=loopback) as second,
+    ):
+        assert (first.start(), second.start()) == ("office-mini", "office-mini-2")
+        assert names(second) == ["office-mini", "office-mini-2"]
+        first.stop()
+        (found,) = second.browse(2.5)
+    assert (found["host"], found["addresses"]) == ("office-mini-2.local", [loopback])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("has_ipv4", [True, False])
 def test_a_server_that_listens_on_ipv6_is_found_at_it(two_hosts: Office, has_ipv4: bool) -> None:
     for number, host in enumerate((two_hosts.server, two_hosts.client), start=1):
@@ -164,6 +183,19 @@ def test_a_port_that_somebody_keeps_for_themselves_is_an_error(lonely: Host) -> 
                     server.start()
         finally:
             taker.kill()
+
+
+@pytest.mark.anyio
+async def test_a_registration_that_takes_too_long_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the first packet, so that this process may do it."""
+    monkeypatch.setattr(zeroconf_backend, "START_S", 0.05)
+    advertiser = make_advertiser(Backend.ZEROCONF, choose_interfaces(["127.0.0.1"]), ["127.0.0.1"])
+    with pytest.raises(LanError, match="cannot be advertised: it took too long"):
+        await advertiser.start(ADVERT)
+    assert advertiser.name == ""
+    await advertiser.stop()
 
 
 def test_an_interface_that_goes_away_is_no_end(two_hosts: Office) -> None:

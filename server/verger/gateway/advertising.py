@@ -170,8 +170,10 @@ class Advertising:
         self._place = None
         self._show(off_reason=reason)
         if advertiser is not None:
-            with suppress(LanError):
+            try:
                 await advertiser.stop()
+            except LanError as error:
+                logger.warning(key_values(event="no_goodbye", reason=str(error)))
 
     def _warn(self, reason: str) -> None:
         """Once, however often it is tried again."""

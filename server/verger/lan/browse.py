@@ -16,6 +16,8 @@ from verger.lan.interfaces import choose_interfaces
 from verger.lan.on_link import lan_errors, open_zeroconf
 from verger.lan.records import SERVICE_TYPE, Advert, decode_txt, is_host
 
+BROWSE_S = 3.0
+"""Enough for the second question, which those hear who missed the first, and its answers."""
 MAX_FOUND = 64
 MAX_ADDRESSES = 8
 RESOLVE_SHARE = 0.25
@@ -41,23 +43,8 @@ def browse(timeout_s: float, interfaces: Sequence[str] = ()) -> list[Found]:
     return asyncio.run(_browse(timeout_s, interfaces))
 
 
-async def _browse(timeout_s: float, interfaces: Sequence[str]) -> list[Found]:
-    zeroconf = await open_zeroconf(choose_interfaces(interfaces))
-    try:
-        search = _Search()
-        browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE_TYPE, handlers=[search.note])
-        await asyncio.sleep(timeout_s * (1 - RESOLVE_SHARE))
-        found = await _resolve_all(zeroconf, list(search.names), timeout_s * RESOLVE_SHARE)
-        await browser.async_cancel()
-    finally:
-        with lan_errors("multicast DNS cannot be ended"):
-            async with asyncio.timeout(CLOSE_S):
-                await zeroconf.async_close()
-    return sorted(found, key=lambda found: found.advert.name)
-
-
 @dataclass(slots=True)
-class _Search:
+class Search:
     """The names that are there now."""
 
     names: dict[str, None] = field(default_factory=dict)
@@ -72,17 +59,7 @@ class _Search:
             self.names[name] = None
 
 
-async def _resolve_all(
-    zeroconf: AsyncZeroconf, names: Sequence[str], timeout_s: float
-) -> list[Found]:
-    services = [AsyncServiceInfo(SERVICE_TYPE, name) for name in names]
-    await asyncio.gather(
-        *(service.async_request(zeroconf.zeroconf, timeout_s * 1000) for service in services)
-    )
-    return [found for service in services if (found := _found(service)) is not None]
-
-
-def _found(service: AsyncServiceInfo) -> Found | None:
+def found_in(service: AsyncServiceInfo) -> Found | None:
     """None for what is incomplete, foreign or damaged."""
     host = (service.server or "").removesuffix(".")
     addresses = map(ipaddress.ip_address, service.parsed_addresses(IPVersion.All))
@@ -93,3 +70,28 @@ def _found(service: AsyncServiceInfo) -> Found | None:
     if advert is None or not is_host(host) or not usable:
         return None
     return Found(advert, host, tuple(usable[:MAX_ADDRESSES]))
+
+
+async def _browse(timeout_s: float, interfaces: Sequence[str]) -> list[Found]:
+    zeroconf = await open_zeroconf(choose_interfaces(interfaces))
+    try:
+        search = Search()
+        browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE_TYPE, handlers=[search.note])
+        await asyncio.sleep(timeout_s * (1 - RESOLVE_SHARE))
+        found = await _resolve_all(zeroconf, list(search.names), timeout_s * RESOLVE_SHARE)
+        await browser.async_cancel()
+    finally:
+        with lan_errors("multicast DNS cannot be ended"):
+            async with asyncio.timeout(CLOSE_S):
+                await zeroconf.async_close()
+    return sorted(found, key=lambda found: found.advert.name)
+
+
+async def _resolve_all(
+    zeroconf: AsyncZeroconf, names: Sequence[str], timeout_s: float
+) -> list[Found]:
+    services = [AsyncServiceInfo(SERVICE_TYPE, name) for name in names]
+    await asyncio.gather(
+        *(service.async_request(zeroconf.zeroconf, timeout_s * 1000) for service in services)
+    )
+    return [found for service in services if (found := found_in(service)) is not None]
