@@ -18,6 +18,8 @@ from tests.typed_models import type_faults
 
 CHAT = "/v1/chat/completions"
 MODELS = "/v1/models"
+PAGES = ("/connect",)
+"""For people: HTML that may load and run nothing."""
 DONE = "[DONE]"
 
 
@@ -56,6 +58,9 @@ def _faults(exchange: Exchange) -> Iterator[str]:
         )
         return
     if not exchange.is_complete:
+        return
+    if exchange.status == 200 and exchange.path in PAGES:
+        yield from _page_faults(kind, exchange.headers)
         return
     if kind != "application/json":
         yield f"content-type: {kind!r} is not JSON"
@@ -136,6 +141,13 @@ def _error_object_faults(body: Any) -> list[str]:
     if not found and not (body["error"]["message"] and body["error"]["code"]):
         found.append("error: no message or no code")
     return found
+
+
+def _page_faults(kind: str, headers: Mapping[str, str]) -> Iterator[str]:
+    if kind != "text/html":
+        yield f"content-type: {kind!r} is not HTML"
+    if not headers.get("content-security-policy", "").startswith("default-src 'none';"):
+        yield "content-security-policy: missing, or allows something by default"
 
 
 def _list_faults(body: Any) -> list[str]:

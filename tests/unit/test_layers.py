@@ -25,10 +25,11 @@ MAY_IMPORT = {
     "formats": PURE,
     "api": {"formats", *PURE},
     "lan": COMMON,
+    "connect": COMMON,
     "macos": COMMON,
-    "gateway": {"api", "formats", "lan", *PURE},
+    "gateway": {"api", "formats", "lan", "connect", *PURE},
     "bench": {"formats", "timings", *PURE},
-    "cli": {"gateway", "bench", "api", "formats", "lan", "macos", *PURE},
+    "cli": {"gateway", "bench", "api", "formats", "lan", "connect", "macos", *PURE},
     "engine": {"timings", *PURE},
 }
 """Layer → the layers it may import besides itself; gateway and engine share only PURE."""
@@ -43,6 +44,7 @@ ONLY_IN = {
     "starlette": ["gateway/"],
     "uvicorn": ["gateway/"],
     "httpx": ["gateway/backends/", "cli/"],
+    "truststore": ["cli/"],
     "zeroconf": ["lan/"],
     "ifaddr": ["lan/"],
     "typer": ["cli/"],

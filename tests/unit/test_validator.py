@@ -344,3 +344,16 @@ def test_models_are_checked(path: str, body: Json, expected: list[str]) -> None:
     exchange = Exchange(path, b"", 200, headers, json.dumps(body).encode(), True)
 
     assert faults(exchange) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "expected"),
+    [
+        ("text/html; charset=utf-8", "default-src 'none'; style-src 'self'", []),
+        ("text/html", "", ["content-security-policy: missing, or allows something by default"]),
+        ("text/plain", "default-src 'none';", ["content-type: 'text/plain' is not HTML"]),
+    ],
+)
+def test_pages_are_checked(kind: str, policy: str, expected: list[str]) -> None:
+    headers = {"content-type": kind, "x-request-id": "r", "content-security-policy": policy}
+    assert faults(Exchange("/connect", b"", 200, headers, b"<p>", True)) == expected

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from verger.errors import MethodNotAllowed, ReplyError, RouteNotFound
 from verger.gateway.edge import Edge, error_response, record_of
 from verger.gateway.endpoints.chat import ChatCompletions
+from verger.gateway.endpoints.connect import Connect
 from verger.gateway.endpoints.health import Health
 from verger.gateway.endpoints.models import Models
 from verger.gateway.endpoints.status import ServerStatus
@@ -44,6 +45,7 @@ def create_app(service: Service) -> Starlette:
             Route("/v1/models", models.list),
             Route("/v1/models/{id:path}", models.get),
             Route("/v1/status", ServerStatus(service).get),
+            Route("/connect", Connect(service).get),
             Route("/livez", health.livez),
             Route("/readyz", health.readyz),
             Route("/v1/health", health.readyz),
