@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import Outcome, Verger, run_verger
+
 
 def _refuse_outbound(event: str, arguments: tuple[object, ...]) -> None:
     """An audit hook sees every Python-level connect; an exception raised here refuses it."""
@@ -37,3 +39,13 @@ def verger_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     monkeypatch.setenv("VERGER_HOME", str(home))
     return home
+
+
+@pytest.fixture
+def verger(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verger:
+    """Runs one command of `verger` in this process."""
+
+    def run(*arguments: str) -> Outcome:
+        return run_verger(monkeypatch, capsys, *arguments)
+
+    return run

@@ -19,7 +19,10 @@ Imported by all layers; must not import anything of Verger.
     ├── StartupError            exit code 3: one line on stderr, no traceback
     │   ├── ConfigError
     │   ├── ModelFolderError
-    │   └── PortInUse
+    │   ├── PortInUse
+    │   └── InstanceError           a client found no server that it can use
+    │       ├── Unreachable
+    │       └── IdentityChanged     it is not the server that was used before
     └── LanError                multicast DNS cannot be spoken; a server goes on without it
 """
 
@@ -156,7 +159,7 @@ class InternalError(ServiceError):
 
 
 class StartupError(VergerError):
-    """Verger cannot start; printed as one line, the process exits with EXIT_CANNOT_START."""
+    """Verger cannot start or go on; printed as one line, the exit code is EXIT_CANNOT_START."""
 
 
 class ConfigError(StartupError):
@@ -169,6 +172,18 @@ class ModelFolderError(StartupError):
 
 class PortInUse(StartupError):
     """Another process listens on the port."""
+
+
+class InstanceError(StartupError):
+    """A client command found no server that it can use."""
+
+
+class Unreachable(InstanceError):
+    """Nothing answers there in time, or not as a Verger would."""
+
+
+class IdentityChanged(InstanceError):
+    """A server is not the one that was advertised, or that was used under this name before."""
 
 
 class LanError(VergerError):

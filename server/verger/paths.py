@@ -1,7 +1,7 @@
 """Where Verger's files are: its own data, and the one folder that holds all state.
 
-Imported by every layer; must not know what is in the files. Reads VERGER_HOME and, on Linux,
-XDG_DATA_HOME; creates nothing.
+Imported by every layer; must not know what is in the files. Reads VERGER_HOME and the platform's
+own variables (XDG_DATA_HOME, XDG_CONFIG_HOME, LOCALAPPDATA); creates nothing.
 """
 
 import os
@@ -36,12 +36,24 @@ def home() -> Path:
         return Path(chosen).expanduser().absolute()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "Verger"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "Verger"
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "verger"
 
 
 def config_file() -> Path:
     """The configuration that is read when no --config names another."""
     return home() / "config.toml"
+
+
+def pins_file() -> Path:
+    """On a client: the servers that were used, by name, and their keys."""
+    return home() / "pins.json"
+
+
+def user_config_dir() -> Path:
+    """Where this user's other programs keep their configuration, on every platform."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
 
 
 def cache_dir() -> Path:
