@@ -4,6 +4,8 @@ It is installed without a network: unpacked into an empty environment, and besid
 libraries that it says it needs. `test_wheel_serves.py` has pip install it.
 """
 
+import json
+import os
 import shutil
 import subprocess
 import venv
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from tests.fake_instance import MODEL_ID, fake_instance
 
 pytestmark = pytest.mark.process
 
@@ -50,11 +54,15 @@ def _needed(wanting: Distribution) -> Iterator[Distribution]:
             unseen += found.requires or ()
 
 
-def run(site: Path, *arguments: str) -> str:
+def run(site: Path, *arguments: str, **environment: str) -> str:
     """What the environment's Python prints, started in a foreign folder."""
     python = site.parents[2] / "bin" / "python"
     done = subprocess.run(
-        [python, "-P", *arguments], cwd=site.parents[3], capture_output=True, text=True
+        [python, "-P", *arguments],
+        cwd=site.parents[3],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -82,9 +90,27 @@ def test_the_installed_wheel_finds_its_own_data(site_packages: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("command", ["--help", "config", "models", "serve --help"])
+@pytest.mark.parametrize("command", ["--help", "config", "models", "serve --help", "env --help"])
 def test_the_commands_work_without_the_engine(site_packages: Path, command: str) -> None:
     assert run(site_packages, "-m", "verger.cli.main", *command.split())
+
+
+def test_a_colleagues_commands_work_without_the_engine(site_packages: Path, tmp_path: Path) -> None:
+    """Browsing is left to a look at loopback, where nobody answers."""
+
+    def verger(*arguments: str) -> str:
+        return run(site_packages, "-m", "verger.cli.main", *arguments, HOME=str(tmp_path))
+
+    with fake_instance() as instance:
+        (row,) = json.loads(verger("discover", "--json", "--url", instance.url))["instances"]
+        assert (row["models"], row["is_ready"]) == ([MODEL_ID], True)
+        exports = verger("env", "--url", instance.url, "--shell", "sh").splitlines()
+        assert exports[0] == f"export OPENAI_BASE_URL='{instance.url}/v1'"
+        assert verger("connect", "opencode", "--url", instance.url, "--write")
+    written = json.loads((tmp_path / ".config" / "opencode" / "opencode.json").read_text())
+    assert MODEL_ID in written["provider"]["verger"]["models"]
+    browse = "from verger.lan.browse import browse; print(browse(0.2, ['127.0.0.1']))"
+    assert run(site_packages, "-c", browse) == "[]\n"
 
 
 def test_serving_without_the_engine_says_how_to_get_it(site_packages: Path) -> None:

@@ -15,6 +15,7 @@ from verger import errors
 from verger.api import chat_body, status
 from verger.cli.main import app as cli
 from verger.config import EngineConfig, LanConfig, ServerConfig
+from verger.connect.entries import load_clients
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway.advertising import CHECK_S
@@ -88,6 +89,11 @@ def test_every_command_and_flag_stands_in_the_readme() -> None:
     rows = rows_of("command", "flags")
     written = {quoted(command)[0]: sorted(quoted(flags)) for command, flags, _ in rows}
     assert written == {name: sorted(flags) for name, flags in _commands().items() if flags}
+
+
+def test_every_client_stands_in_the_readme() -> None:
+    (sentence,) = re.findall(r"^`verger connect` knows (.*?)\.", README, re.M | re.S)
+    assert quoted(sentence) == [client.name for client in load_clients()]
 
 
 def test_every_exit_code_stands_in_the_readme() -> None:
@@ -175,7 +181,8 @@ def _commands() -> dict[str, list[str]]:
     unseen = [("verger", typer.main.get_command(cli))]
     while unseen:
         name, command = unseen.pop()
-        commands[name] = [flag for parameter in command.params for flag in parameter.opts]
+        flags = [flag for parameter in command.params for flag in parameter.opts]
+        commands[name] = [flag for flag in flags if flag.startswith("-")]
         children = getattr(command, "commands", {})
         unseen += [(f"{name} {child}", children[child]) for child in children]
     return commands

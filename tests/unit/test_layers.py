@@ -107,3 +107,17 @@ def test_the_gateway_and_the_commands_run_without_the_engines_libraries() -> Non
 def module_name(source: Path) -> str:
     parts = source.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
+
+
+def test_what_runs_on_a_windows_laptop_imports_nothing_of_posix() -> None:
+    posix = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+    for source in SOURCES:
+        if layer(source) in ("cli", "connect", "lan", *COMMON):
+            libraries = {name.partition(".")[0] for name in imports(source)}
+            assert not libraries & posix, source
+    client = [PACKAGE / "cli" / f"{name}.py" for name in CLIENT_MODULES]
+    used = {name for source in client for name in reads(source) if name.startswith("os.")}
+    assert used <= {"os.fdopen", "os.fsync", "os.name", "os.replace"}
+
+
+CLIENT_MODULES = "connect discover env instances pins private_file session shell".split()

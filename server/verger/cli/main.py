@@ -1,6 +1,6 @@
 """The entry point `verger`: subcommands, and the edge where errors become exit codes.
 
-Exit codes: 0 done, 1 a defect of ours, 2 wrong usage, 3 cannot start (one line on stderr).
+Exit codes: 0 done, 1 a defect of ours, 2 wrong usage, 3 cannot start or go on (one line on stderr).
 Modules that cost time to import (the gateway, httpx) are imported by the command that needs them,
 so that `verger --help` answers at once; MLX is never imported here.
 """
@@ -13,6 +13,9 @@ import typer
 from verger import __version__
 from verger.cli.bench import bench
 from verger.cli.config import config
+from verger.cli.connect import connect
+from verger.cli.discover import discover
+from verger.cli.env import env
 from verger.cli.models import models
 from verger.cli.serve import serve
 from verger.errors import EXIT_CANNOT_START, StartupError
@@ -26,6 +29,9 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(models)
 app.command()(config)
+app.command()(discover)
+app.command()(env)
+app.command()(connect)
 app.add_typer(bench, name="bench")
 
 
