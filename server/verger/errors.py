@@ -20,6 +20,9 @@ Imported by all layers; must not import anything of Verger.
     │   ├── ConfigError
     │   ├── ModelFolderError
     │   ├── PortInUse
+    │   ├── DatabaseError       the state database cannot be used
+    │   ├── KeyNameTaken
+    │   ├── KeyNotFound
     │   └── InstanceError           a client found no server that it can use
     │       ├── Unreachable
     │       └── IdentityChanged     it is not the server that was used before
@@ -159,7 +162,7 @@ class InternalError(ServiceError):
 
 
 class StartupError(VergerError):
-    """Verger cannot start or go on; printed as one line, the exit code is EXIT_CANNOT_START."""
+    """A command cannot do what it was asked; one line, and the exit code EXIT_CANNOT_START."""
 
 
 class ConfigError(StartupError):
@@ -172,6 +175,18 @@ class ModelFolderError(StartupError):
 
 class PortInUse(StartupError):
     """Another process listens on the port."""
+
+
+class DatabaseError(StartupError):
+    """The state database cannot be opened, read or written, or a newer Verger made it."""
+
+
+class KeyNameTaken(StartupError):
+    """A key of this name is in use."""
+
+
+class KeyNotFound(StartupError):
+    """No key in use has this name or prefix."""
 
 
 class InstanceError(StartupError):

@@ -56,6 +56,11 @@ def user_config_dir() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
 
 
+def database_file() -> Path:
+    """The state that is more than files: keys, and what is counted of them."""
+    return home() / "verger.db"
+
+
 def cache_dir() -> Path:
     """KV of prefixes that outlives a restart; may be deleted at any time."""
     return home() / "cache"

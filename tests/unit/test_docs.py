@@ -21,6 +21,7 @@ from verger.formats.vocabulary import Vocabulary
 from verger.gateway.advertising import CHECK_S
 from verger.gateway.app import create_app
 from verger.gateway.engine_client import EngineClient
+from verger.gateway.keys import MAX_KEYS
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.gateway.submit_queue import LOOK_AHEAD_ROWS, MAX_QUEUED
@@ -88,7 +89,13 @@ def test_every_variable_of_the_readme_is_read() -> None:
 def test_every_command_and_flag_stands_in_the_readme() -> None:
     rows = rows_of("command", "flags")
     written = {quoted(command)[0]: sorted(quoted(flags)) for command, flags, _ in rows}
-    assert written == {name: sorted(flags) for name, flags in _commands().items() if flags}
+    assert written == {name: sorted(flags) for name, flags in _commands().items()}
+
+
+def test_every_flag_of_a_key_is_explained_in_the_readme() -> None:
+    flags = [flag for cell, _ in rows_of("flag of `keys add`") for flag in quoted(cell)]
+    explained = {flag.split()[0] for flag in flags}
+    assert explained | {"--json"} == set(_commands()["verger keys add"])
 
 
 def test_every_client_stands_in_the_readme() -> None:
@@ -140,6 +147,10 @@ def test_what_is_advertised_is_what_the_readme_says() -> None:
     assert "every ten\nseconds it is tried again" in README
 
 
+def test_the_bounds_of_keys_are_those_of_the_code() -> None:
+    assert f"there are at most {MAX_KEYS:,} of those" in README
+
+
 def test_every_response_header_stands_in_the_readme() -> None:
     sources = "".join(path.read_text() for path in (PACKAGE / "gateway").rglob("*.py"))
     headers = set(re.findall(r"[\"'](x-[a-z-]+|retry-after)[\"']", sources))
@@ -176,14 +187,15 @@ def test_the_paths_of_the_readme_exist() -> None:
 
 
 def _commands() -> dict[str, list[str]]:
-    """Command → its flags, except --help."""
+    """Command → its flags, except --help; without groups that have none of their own."""
     commands: dict[str, list[str]] = {}
     unseen = [("verger", typer.main.get_command(cli))]
     while unseen:
         name, command = unseen.pop()
-        flags = [flag for parameter in command.params for flag in parameter.opts]
-        commands[name] = [flag for flag in flags if flag.startswith("-")]
+        options = [p for p in command.params if p.param_type_name == "option"]
         children = getattr(command, "commands", {})
+        if options or not children:
+            commands[name] = [flag for option in options for flag in option.opts]
         unseen += [(f"{name} {child}", children[child]) for child in children]
     return commands
 

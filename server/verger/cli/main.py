@@ -16,6 +16,7 @@ from verger.cli.config import config
 from verger.cli.connect import connect
 from verger.cli.discover import discover
 from verger.cli.env import env
+from verger.cli.keys import keys
 from verger.cli.models import models
 from verger.cli.serve import serve
 from verger.errors import EXIT_CANNOT_START, StartupError
@@ -32,6 +33,7 @@ app.command()(config)
 app.command()(discover)
 app.command()(env)
 app.command()(connect)
+app.add_typer(keys, name="keys")
 app.add_typer(bench, name="bench")
 
 
