@@ -6,6 +6,7 @@ Must not know what the settings do; aliases come from defaults and the file only
 """
 
 import difflib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -122,6 +123,16 @@ def load_config(
         aliases=_section(settings, "aliases"),
         settings=settings,
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _from_defaults() -> dict[str, Setting]:

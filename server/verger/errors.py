@@ -8,19 +8,23 @@ Imported by all layers; must not import anything of Verger.
     │   ├── UnsupportedParameter    400  would change the answer and is not implemented
     │   ├── ContextLengthExceeded   400  prompt longer than the model's context
     │   ├── ModelNotFound           404  names what there is
+    │   ├── AuthenticationFailed    401  no key, or none that is known here
     │   ├── RouteNotFound           404
     │   ├── MethodNotAllowed        405
     │   ├── BodyTooLarge            413
     │   └── RequestTimeout          408  the body did not arrive in time
+    ├── RateLimited             429: a limit of the key, or of wrong keys, is reached; retry later
     ├── ServiceError            5xx: the service is at fault, retry later
     │   ├── EngineUnavailable       503  the engine died, or is still loading
     │   ├── Overloaded              503  a queue is full
+    │   ├── KeysUnavailable         503  whose key it is cannot be found out
     │   └── InternalError           500  a defect of ours; the log has the traceback
     ├── StartupError            exit code 3: one line on stderr, no traceback
     │   ├── ConfigError
     │   ├── ModelFolderError
     │   ├── PortInUse
     │   ├── DatabaseError       the state database cannot be used
+    │   ├── NoKeys              open to the network, and nobody has a key
     │   ├── KeyNameTaken
     │   ├── KeyNotFound
     │   └── InstanceError           a client found no server that it can use
@@ -108,6 +112,13 @@ class ModelNotFound(RequestError):
     code = "model_not_found"
 
 
+class AuthenticationFailed(RequestError):
+    """The request carries no key, or one that is unknown, revoked or expired."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
 class RouteNotFound(RequestError):
     """No such path."""
 
@@ -136,6 +147,14 @@ class BodyTooLarge(RequestError):
     code = "body_too_large"
 
 
+class RateLimited(ReplyError):
+    """A limit of the key, or of wrong keys from one address, is reached."""
+
+    status = 429
+    code = "rate_limited"
+    type = "rate_limit_error"
+
+
 class ServiceError(ReplyError):
     """The service is at fault; the same request may succeed later."""
 
@@ -152,6 +171,12 @@ class Overloaded(ServiceError):
     """A queue is full."""
 
     code = "overloaded"
+
+
+class KeysUnavailable(ServiceError):
+    """The state database cannot be read: nobody is let in unseen."""
+
+    code = "keys_unavailable"
 
 
 class InternalError(ServiceError):
@@ -179,6 +204,10 @@ class PortInUse(StartupError):
 
 class DatabaseError(StartupError):
     """The state database cannot be opened, read or written, or a newer Verger made it."""
+
+
+class NoKeys(StartupError):
+    """Others than this machine could reach the server, and there is no key to ask them for."""
 
 
 class KeyNameTaken(StartupError):

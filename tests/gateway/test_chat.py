@@ -15,7 +15,7 @@ from tests.gateway.harness import (
     running_gateway,
     tokens_of,
 )
-from verger.gateway.service import TENANT
+from verger.gateway.principal import TENANT
 from verger.messages import INTERACTIVE, FinishReason, Logprob, Progress, Sampling
 
 pytestmark = pytest.mark.anyio

@@ -71,7 +71,7 @@ def real_model(tmp_path: Path) -> str:
 def test_a_server_is_found_answers_and_is_gone_before_its_last_answer(
     two_hosts: Office, real_model: str, tmp_path: Path
 ) -> None:
-    flags = ("--host", "0.0.0.0")
+    flags = ("--host", "0.0.0.0", "--insecure-no-auth")
     client = two_hosts.client
     with (
         serving(

@@ -5,7 +5,14 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from verger.api.status import DISK_NOT_WANTED, GatewayFacts, Lan, encode_status, status_of
+from verger.api.status import (
+    DISK_NOT_WANTED,
+    GatewayFacts,
+    KeyActivity,
+    Lan,
+    encode_status,
+    status_of,
+)
 from verger.messages import CacheStats, PrefillStats, Stats
 
 LAN = Lan(backend="zeroconf", name="office-mini-2", interfaces=("eth0",), off_reason=None)
@@ -22,6 +29,8 @@ FACTS = GatewayFacts(
     target_itl_ms=250,
     has_cache=True,
     has_disk=True,
+    needs_key=True,
+    keys=[KeyActivity(name="ada", tenant="office", running=1, requests=9)],
 )
 CACHE = CacheStats(
     nodes=11,
@@ -96,6 +105,8 @@ def test_every_figure_stands_in_its_place() -> None:
             "note": None,
         },
         "memory": {"kv_bytes": 6, "active_bytes": 7, "peak_bytes": 8},
+        "needs_key": True,
+        "keys": [{"name": "ada", "tenant": "office", "running": 1, "requests": 9}],
     }
 
 

@@ -13,8 +13,7 @@ from tests.model_folders import write_model_folder
 from verger import __version__, paths
 from verger.catalogue import ModelPlaces, load_catalogue, resolve_model
 from verger.cli import serve
-from verger.cli.machine import is_loopback
-from verger.config import load_config
+from verger.config import is_loopback, load_config
 from verger.model_folder import HARMONY_TOKENS
 
 

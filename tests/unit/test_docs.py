@@ -20,6 +20,7 @@ from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway.advertising import CHECK_S
 from verger.gateway.app import create_app
+from verger.gateway.authentication import MAX_WRONG_KEYS
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.keys import MAX_KEYS
 from verger.gateway.service import Service
@@ -43,6 +44,7 @@ STATUS_STRUCTS: dict[str, type[msgspec.Struct]] = {
     "cache": status.Cache,
     "cache.disk": status.Disk,
     "prefill": status.Prefill,
+    "keys": status.KeyActivity,
     "memory": status.Memory,
 }
 REMARK_COLUMN = 39
@@ -148,13 +150,17 @@ def test_what_is_advertised_is_what_the_readme_says() -> None:
 
 
 def test_the_bounds_of_keys_are_those_of_the_code() -> None:
+    what = {name: text for code, _, text in rows_of("code", "status") for name in quoted(code)}
+    assert f"{MAX_WRONG_KEYS} wrong keys" in what["rate_limited"]
     assert f"there are at most {MAX_KEYS:,} of those" in README
 
 
-def test_every_response_header_stands_in_the_readme() -> None:
+def test_every_header_stands_in_the_readme() -> None:
     sources = "".join(path.read_text() for path in (PACKAGE / "gateway").rglob("*.py"))
     headers = set(re.findall(r"[\"'](x-[a-z-]+|retry-after)[\"']", sources))
-    assert {name for header, _ in rows_of("response header") for name in quoted(header)} == headers
+    rows = rows_of("response header") + rows_of("request header")
+    written = {name for header, _ in rows for name in quoted(header)}
+    assert written == headers | {"authorization"}
 
 
 def test_every_error_code_stands_in_the_readme_with_its_status() -> None:

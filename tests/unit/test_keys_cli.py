@@ -1,17 +1,23 @@
-"""`verger keys`: what it prints, what it keeps, and what it refuses."""
+"""`verger keys`, and what `verger serve` says of keys before it starts."""
 
 import json
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.command_line import Outcome, Verger
-from tests.keys import make_key
+from tests.keys import make_key, revoke
+from tests.model_folders import write_model_folder
 from verger import paths
+from verger.cli import serve
+from verger.gateway import server
 from verger.gateway.database import database
 from verger.gateway.keys import MAX_PARALLEL, MAX_RPM, digest_of, keys_in_use, prefix_of
+from verger.gateway.settings import ServerSettings
+from verger.model_folder import HARMONY_TOKENS
 
 
 def only_key(verger: Verger) -> dict[str, Any]:
@@ -165,3 +171,67 @@ def test_a_database_that_cannot_be_used_is_named_in_one_line(verger: Verger) -> 
         outcome = verger("keys", *command)
         assert (outcome.status, outcome.err.count("\n")) == (3, 1)
         assert str(paths.database_file()) in outcome.err
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ServerSettings]:
+    """What `verger serve` would have started."""
+    settings: list[ServerSettings] = []
+
+    def run(given: ServerSettings) -> int:
+        settings.append(given)
+        return 0
+
+    monkeypatch.setattr(server, "run", run)
+    monkeypatch.setattr(serve, "has_engine", lambda: True)
+    write_model_folder(tmp_path / "model", tokens=HARMONY_TOKENS)
+    return settings
+
+
+def test_on_loopback_without_keys_it_is_open_and_says_so(
+    verger: Verger, started: list[ServerSettings], tmp_path: Path
+) -> None:
+    outcome = verger("serve", "--model", str(tmp_path / "model"))
+    assert outcome.err == (
+        "verger: no key is asked for: only this machine can connect, and no key was made yet\n"
+    )
+    assert [(s.database_file, s.is_insecure) for s in started] == [(paths.database_file(), False)]
+
+
+def test_on_loopback_with_keys_there_is_nothing_to_say(
+    verger: Verger, started: list[ServerSettings], tmp_path: Path
+) -> None:
+    make_key(paths.database_file(), "ada")
+    assert verger("serve", "--model", str(tmp_path / "model")).err == ""
+    revoke(paths.database_file(), "ada")
+    assert verger("serve", "--model", str(tmp_path / "model")).err == ""
+    assert len(started) == 2
+
+
+def test_on_the_network_it_does_not_start_without_a_key(
+    verger: Verger, started: list[ServerSettings], tmp_path: Path
+) -> None:
+    command = ["serve", "--model", str(tmp_path / "model"), "--host", "0.0.0.0"]
+    for _ in range(2):
+        refused = verger(*command)
+        assert (refused.status, refused.out, refused.err.count("\n")) == (3, "", 1)
+        assert "verger keys add NAME" in refused.err
+        make_key(paths.database_file(), "ada")
+        revoke(paths.database_file(), "ada")
+    assert not started
+    make_key(paths.database_file(), "ada")
+    assert verger(*command) == Outcome(0, "", "")
+    assert len(started) == 1
+
+
+def test_told_to_be_insecure_it_warns_every_time(
+    verger: Verger, started: list[ServerSettings], tmp_path: Path
+) -> None:
+    command = ["serve", "--model", str(tmp_path / "model"), "--insecure-no-auth"]
+    for host in ("0.0.0.0", "127.0.0.1"):
+        for _ in range(2):
+            outcome = verger(*command, "--host", host)
+            assert (outcome.status, outcome.err.count("\n")) == (0, 1)
+            assert f"INSECURE: whoever reaches {host}" in outcome.err
+        make_key(paths.database_file(), f"of-{host}")
+    assert all(settings.is_insecure for settings in started)

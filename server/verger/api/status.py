@@ -94,8 +94,17 @@ class Lan(Struct, frozen=True, kw_only=True):
     off_reason: str | None
 
 
+class KeyActivity(Struct, frozen=True, kw_only=True):
+    """What a key's holder does: `requests` since the server's start, `running` among them."""
+
+    name: str
+    tenant: str
+    running: int
+    requests: int
+
+
 class Status(Struct, frozen=True, kw_only=True):
-    """The whole answer."""
+    """The whole answer. `keys` are those that whoever asks may see."""
 
     schema_version: int = SCHEMA_VERSION
     id: str
@@ -110,6 +119,8 @@ class Status(Struct, frozen=True, kw_only=True):
     cache: Cache
     prefill: Prefill
     memory: Memory
+    needs_key: bool
+    keys: list[KeyActivity]
 
 
 class GatewayFacts(Struct, frozen=True, kw_only=True):
@@ -127,6 +138,8 @@ class GatewayFacts(Struct, frozen=True, kw_only=True):
     target_itl_ms: float
     has_cache: bool
     has_disk: bool
+    needs_key: bool
+    keys: list[KeyActivity]
 
 
 def status_of(facts: GatewayFacts, stats: Stats | None) -> Status:
@@ -158,6 +171,8 @@ def status_of(facts: GatewayFacts, stats: Stats | None) -> Status:
             active_bytes=stats.active_bytes,
             peak_bytes=stats.peak_bytes,
         ),
+        needs_key=facts.needs_key,
+        keys=facts.keys,
     )
 
 

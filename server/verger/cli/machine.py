@@ -1,6 +1,5 @@
 """What the commands ask about the machine they run on. Must not know MLX."""
 
-import ipaddress
 import os
 from importlib.util import find_spec
 
@@ -16,16 +15,6 @@ def memory_bytes() -> int:
 def has_engine() -> bool:
     """Whether the extra `engine` is installed, without importing any of it."""
     return find_spec("mlx_lm") is not None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def model_places() -> ModelPlaces:

@@ -9,9 +9,11 @@ import typer
 
 from verger import log, paths
 from verger.catalogue import ModelChoice, SamplingDefaults, load_catalogue, resolve_model
-from verger.cli.machine import has_engine, is_loopback, memory_bytes, model_places
-from verger.config import SERVED_MODEL, Config, load_config
-from verger.errors import StartupError
+from verger.cli.machine import has_engine, memory_bytes, model_places
+from verger.config import SERVED_MODEL, Config, is_loopback, load_config
+from verger.errors import NoKeys, StartupError
+from verger.gateway.database import database
+from verger.gateway.keys import count_keys, has_ever_had_keys
 from verger.messages import Sampling
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ def serve(
         Path | None,
         typer.Option(help="Read this file instead of config.toml in VERGER_HOME."),
     ] = None,
+    insecure_no_auth: Annotated[
+        bool, typer.Option(help="Ask nobody for a key, whoever can reach the address.")
+    ] = False,
     fake: Annotated[
         Path | None, typer.Option(hidden=True, help="Play this script instead of a model.")
     ] = None,
@@ -49,16 +54,19 @@ def serve(
             "the engine is not installed: run scripts/serve, or pip install 'verger[engine]'"
         )
     choice = _choose(loaded)
-    for notice in _notices(loaded, choice):
+    notices = [choice.notice, _access_notice(loaded.server.host, insecure_no_auth)]
+    for notice in filter(None, notices):
         print(f"verger: {notice}", file=sys.stderr)
     log.configure()
     # Imported late: the web stack costs every other command a quarter of a second.
     from verger.gateway.server import run
 
-    raise typer.Exit(run(settings_for(loaded, choice, fake)))
+    raise typer.Exit(run(settings_for(loaded, choice, fake, insecure_no_auth)))
 
 
-def settings_for(config: Config, choice: ModelChoice, fake: Path | None) -> "ServerSettings":
+def settings_for(
+    config: Config, choice: ModelChoice, fake: Path | None, is_insecure: bool = False
+) -> "ServerSettings":
     """What the gateway needs to know, and no more."""
     from verger.gateway.identity import instance_id
     from verger.gateway.settings import ServerSettings
@@ -89,6 +97,8 @@ def settings_for(config: Config, choice: ModelChoice, fake: Path | None) -> "Ser
         cache_dir=paths.cache_dir() if has_disk else None,
         disk_bytes=_bytes(engine.disk_gib),
         disk_daily_bytes=_bytes(engine.disk_daily_gib),
+        database_file=paths.database_file(),
+        is_insecure=is_insecure,
         fake_script=fake,
     )
 
@@ -103,11 +113,22 @@ def _choose(config: Config) -> ModelChoice:
     )
 
 
-def _notices(config: Config, choice: ModelChoice) -> list[str]:
-    notices = [choice.notice] if choice.notice else []
-    if not is_loopback(config.server.host):
-        notices.append(f"whoever reaches {config.server.host} can use this server: it asks no key")
-    return notices
+def _access_notice(host: str, is_insecure: bool) -> str | None:
+    """Who is let in, where that is not only who has a key; raises NoKeys or DatabaseError."""
+    if is_insecure:
+        return f"INSECURE: whoever reaches {host} can use this server; it asks nobody for a key"
+    with database(paths.database_file()) as connection:
+        keys, has_had_keys = count_keys(connection), has_ever_had_keys(connection)
+    if is_loopback(host):
+        if has_had_keys:
+            return None
+        return "no key is asked for: only this machine can connect, and no key was made yet"
+    if keys == 0:
+        raise NoKeys(
+            f"others can reach {host}, and nobody has a key: make one with `verger keys add NAME`, "
+            "or listen on 127.0.0.1"
+        )
+    return None
 
 
 def _listed(text: str) -> tuple[str, ...]:

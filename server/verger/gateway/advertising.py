@@ -204,7 +204,7 @@ class Advertising:
             port=place.port,
             id=settings.instance_id,
             model_ids=(settings.model_id,),
-            needs_key=False,
+            needs_key=self._service.keys.needs_key,
             has_tls=False,
             version=__version__,
         )

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from verger.errors import MethodNotAllowed, ReplyError, RouteNotFound
+from verger.gateway.authentication import Authentication
 from verger.gateway.edge import Edge, error_response, record_of
 from verger.gateway.endpoints.chat import ChatCompletions
 from verger.gateway.endpoints.connect import Connect
@@ -37,6 +38,7 @@ def create_app(service: Service) -> Starlette:
         finally:
             await refills.close()
             await service.engine.stop(drain_s=0)
+            service.keys.close()
 
     models, health = Models(service), Health(service)
     return Starlette(
@@ -50,7 +52,10 @@ def create_app(service: Service) -> Starlette:
             Route("/readyz", health.readyz),
             Route("/v1/health", health.readyz),
         ],
-        middleware=[Middleware(Edge, clock=service.monotonic_s)],
+        middleware=[
+            Middleware(Edge, clock=service.monotonic_s),
+            Middleware(Authentication, keys=service.keys, clock=service.monotonic_s),
+        ],
         exception_handlers={HTTPException: _unrouted},
         lifespan=lifespan,
     )

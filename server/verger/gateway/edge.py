@@ -15,9 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from verger.api.errors import encode_error
 from verger.errors import (
     BodyTooLarge,
-    EngineUnavailable,
     InternalError,
-    Overloaded,
     ReplyError,
     RequestTimeout,
 )
@@ -40,6 +38,10 @@ class RequestRecord:
     arrived_s: float
     status: int | None = None
     error: str | None = None
+    key: str | None = None
+    """The name of the key; None where none was needed, or none was right."""
+    client: str | None = None
+    """The address that was asked for a key."""
     model: str | None = None
     reason: str | None = None
     prompt_tokens: int | None = None
@@ -97,6 +99,8 @@ class Edge:
             path=scope["path"],
             status=record.status,
             error=record.error,
+            key=record.key,
+            client=record.client,
             model=record.model,
             reason=record.reason,
             prompt_tokens=record.prompt_tokens,
@@ -114,8 +118,8 @@ class Edge:
 def error_response(error: ReplyError, headers: Mapping[str, str] | None = None) -> Response:
     """An error in OpenAI's shape."""
     response = Response(encode_error(error), error.status, headers, "application/json")
-    if isinstance(error, EngineUnavailable | Overloaded):
-        # Some clients give up at once when a 503 does not say when to come back.
+    if error.status in (429, 503):
+        # Some clients give up at once when they are not told when to come back.
         response.headers["retry-after"] = str(error.retry_after_s or RETRY_AFTER_S)
     if isinstance(error, BodyTooLarge | RequestTimeout):
         # The rest of the body may still be on its way; the connection cannot be used again.

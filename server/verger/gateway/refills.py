@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from verger.errors import ReplyError
 from verger.formats.conversation import Conversation, Message, Role
 from verger.formats.harmony import Prompt, render_history
-from verger.gateway.service import TENANT, Service
+from verger.gateway.service import Service
 from verger.gateway.turns import Turn
 from verger.log import key_values
 from verger.messages import BACKGROUND, Finished, FinishReason, Submit
@@ -34,6 +34,7 @@ MAX_REFILLS = 16
 class _Refill:
     cause_id: str
     """The request that caused it, as the log knows it."""
+    tenant: str
     history: Conversation
     cached_ids: list[int]
     """What the engine has computed for the answer, prompt and all."""
@@ -47,13 +48,14 @@ class Refills:
         self._waiting: deque[_Refill] = deque(maxlen=MAX_REFILLS - 1)
         self._task: asyncio.Task[None] | None = None
 
-    def want(self, cause_id: str, conversation: Conversation, turn: Turn) -> None:
+    def want(self, cause_id: str, tenant: str, conversation: Conversation, turn: Turn) -> None:
         """An answer has ended; if it is final, refill what the next turn will begin with."""
         if turn.final is None or not self._service.settings.has_prefix_cache:
             return
         answer = Message(Role.ASSISTANT, turn.final)
         history = replace(conversation, messages=(*conversation.messages, answer))
-        self._waiting.append(_Refill(cause_id, history, turn.prompt.ids + turn.sampled_ids))
+        cached_ids = turn.prompt.ids + turn.sampled_ids
+        self._waiting.append(_Refill(cause_id, tenant, history, cached_ids))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work(), name="refills")
             self._task.add_done_callback(_end)
@@ -87,7 +89,7 @@ class Refills:
             max_tokens=0,
             stop_ids=[],
             boundaries=prompt.boundaries,
-            cache_salt=TENANT,
+            cache_salt=refill.tenant,
             priority=BACKGROUND,
         )
         try:

@@ -15,17 +15,17 @@ from msgspec.structs import replace
 
 from verger import __version__
 from verger.api.status import Lan
+from verger.config import is_loopback
 from verger.formats.conversation import Conversation
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway.engine_client import EngineClient
+from verger.gateway.key_ring import KeyRing
 from verger.gateway.settings import ServerSettings
 from verger.log import key_values
 
 logger = logging.getLogger("verger.gateway")
 
-TENANT = "office"
-"""Shared by all who send no key; whoever has the same tenant may share cached prefixes."""
 MAX_NOTED_PARAMETERS = 256
 NOT_ADVERTISED = Lan(backend="none", name=None, interfaces=(), off_reason="the server does not run")
 
@@ -44,6 +44,7 @@ class Service:
     is_draining: bool = False
     lan: Lan = NOT_ADVERTISED
     """What the network is being told, kept by `advertising`."""
+    keys: KeyRing = field(init=False)
     started_s: float = field(init=False)
     started_unix_s: int = field(init=False)
     system_fingerprint: str = field(init=False)
@@ -52,6 +53,12 @@ class Service:
     def __post_init__(self) -> None:
         self.started_s = self.monotonic_s()
         self.started_unix_s = int(self.unix_s())
+        self.keys = KeyRing(
+            None if self.settings.is_insecure else self.settings.database_file,
+            is_loopback=is_loopback(self.settings.host),
+            is_insecure=self.settings.is_insecure,
+            unix_s=self.unix_s,
+        )
         served = f"{self.settings.model_id} {__version__}"
         self.system_fingerprint = f"fp_{hashlib.sha256(served.encode()).hexdigest()[:10]}"
 
@@ -62,10 +69,10 @@ class Service:
         configured = self.settings.context_tokens
         return configured if ready is None else min(configured, ready.context_tokens)
 
-    def pin_date(self, conversation: Conversation) -> Conversation:
-        """The conversation with the date on which it was begun."""
+    def pin_date(self, tenant: str, conversation: Conversation) -> Conversation:
+        """The conversation with the date on which the tenant began it."""
         today = datetime.fromtimestamp(self.unix_s(), UTC).astimezone().date().isoformat()
-        return replace(conversation, date=self.dates.date_for(TENANT, conversation, today))
+        return replace(conversation, date=self.dates.date_for(tenant, conversation, today))
 
     def note_unknown_parameters(self, names: tuple[str, ...]) -> None:
         """Log each name the first time a client sends it."""

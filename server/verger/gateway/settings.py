@@ -51,5 +51,9 @@ class ServerSettings:
     """The most in that folder."""
     disk_daily_bytes: int = 0
     """The most written there in a day."""
+    database_file: Path | None = None
+    """Where the keys are; None: nowhere, there are none."""
+    is_insecure: bool = False
+    """Nobody is asked for a key, whoever can reach the address."""
     fake_script: Path | None = None
     """Plays scripted answers instead of loading weights (for tests of clients)."""

@@ -19,8 +19,10 @@ from verger.formats.specials import STOPS, Special
 from verger.gateway.edge import RequestRecord
 from verger.gateway.generation import Generation
 from verger.gateway.interleave import interleave
-from verger.gateway.service import TENANT, Service
+from verger.gateway.principal import Principal, Priority
+from verger.gateway.service import Service
 from verger.messages import (
+    BATCH,
     INTERACTIVE,
     Finished,
     FinishReason,
@@ -124,10 +126,14 @@ class Turn:
 
 @asynccontextmanager
 async def open_turn(
-    service: Service, request: TurnRequest, prompt: Prompt, record: RequestRecord
+    service: Service,
+    principal: Principal,
+    request: TurnRequest,
+    prompt: Prompt,
+    record: RequestRecord,
 ) -> AsyncIterator[Turn]:
     """Submit the prompt; raises ContextLengthExceeded, EngineUnavailable or Overloaded."""
-    submit = _submission(service, request, prompt)
+    submit = _submission(service, principal, request, prompt)
     record.prompt_tokens = len(prompt.ids)
     async with service.engine.generate_choices(submit, request.choices) as generations:
         yield Turn(
@@ -149,7 +155,9 @@ def _reader(service: Service, request: TurnRequest) -> AnswerReader:
     )
 
 
-def _submission(service: Service, request: TurnRequest, prompt: Prompt) -> Submit:
+def _submission(
+    service: Service, principal: Principal, request: TurnRequest, prompt: Prompt
+) -> Submit:
     prompt_tokens, context_tokens = len(prompt.ids), service.context_tokens
     room_tokens = context_tokens - prompt_tokens
     if room_tokens < 1:
@@ -167,7 +175,7 @@ def _submission(service: Service, request: TurnRequest, prompt: Prompt) -> Submi
         sampling=request.sampling,
         logprobs=request.logprobs,
         boundaries=prompt.boundaries,
-        cache_salt=TENANT,
-        priority=INTERACTIVE,
+        cache_salt=principal.tenant,
+        priority=BATCH if principal.priority is Priority.BATCH else INTERACTIVE,
         kept_stop_ids=[service.vocabulary.special(Special.CALL.value)],
     )

@@ -21,6 +21,7 @@ from verger.api.chat_response import AnswerHead, ChatChunkEncoder, encode_comple
 from verger.api.models import resolve_model
 from verger.formats.harmony import Prompt, render
 from verger.gateway.edge import RequestRecord, record_of
+from verger.gateway.principal import principal_of
 from verger.gateway.receive import read_body, while_connected
 from verger.gateway.refills import Refills
 from verger.gateway.service import Service
@@ -44,9 +45,10 @@ class ChatCompletions:
         self._refills = refills
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = record_of(scope)
-        request, prompt = await self._prepare(await read_body(scope, receive), record)
-        async with open_turn(self._service, request.turn, prompt, record) as turn:
+        record, principal = record_of(scope), principal_of(scope)
+        body = await read_body(scope, receive)
+        request, prompt = await self._prepare(body, principal.tenant, record)
+        async with open_turn(self._service, principal, request.turn, prompt, record) as turn:
             headers = self._headers(record)
             response: ASGIApp = (
                 self._stream(turn, headers, request.include_usage)
@@ -54,9 +56,11 @@ class ChatCompletions:
                 else await while_connected(receive, self._complete(turn, headers))
             )
             await response(scope, receive, send)
-        self._refills.want(record.id, request.turn.conversation, turn)
+        self._refills.want(record.id, principal.tenant, request.turn.conversation, turn)
 
-    async def _prepare(self, body: bytes, record: RequestRecord) -> tuple[ChatRequest, Prompt]:
+    async def _prepare(
+        self, body: bytes, tenant: str, record: RequestRecord
+    ) -> tuple[ChatRequest, Prompt]:
         service, settings = self._service, self._service.settings
         vocabulary_size, max_choices = service.vocabulary.size, min(MAX_CHOICES, settings.max_rows)
         is_long = len(body) > MAX_INLINE_BYTES
@@ -66,7 +70,7 @@ class ChatCompletions:
         )
         record.model = resolve_model(request.model, settings.model_id, settings.aliases)
         service.note_unknown_parameters(request.unknown_parameters)
-        conversation = service.pin_date(request.turn.conversation)
+        conversation = service.pin_date(tenant, request.turn.conversation)
         prompt = await _run(lambda: render(conversation, service.vocabulary), is_long)
         return replace(request, turn=replace(request.turn, conversation=conversation)), prompt
 

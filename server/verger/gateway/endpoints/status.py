@@ -4,7 +4,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from verger import __version__
-from verger.api.status import GatewayFacts, encode_status, status_of
+from verger.api.status import GatewayFacts, KeyActivity, encode_status, status_of
+from verger.gateway.principal import Principal, principal_of
 from verger.gateway.service import Service
 
 DRAINING = "draining"
@@ -18,10 +19,11 @@ class ServerStatus:
 
     async def get(self, request: Request) -> Response:
         """Always 200: an engine that is not ready is a state like the others."""
-        status = status_of(self._facts(), self._service.engine.stats)
+        facts = self._facts(principal_of(request.scope))
+        status = status_of(facts, self._service.engine.stats)
         return Response(encode_status(status), media_type="application/json")
 
-    def _facts(self) -> GatewayFacts:
+    def _facts(self, principal: Principal) -> GatewayFacts:
         service, settings = self._service, self._service.settings
         return GatewayFacts(
             id=settings.instance_id,
@@ -36,4 +38,19 @@ class ServerStatus:
             target_itl_ms=settings.target_itl_ms,
             has_cache=settings.has_prefix_cache,
             has_disk=settings.cache_dir is not None,
+            needs_key=service.keys.needs_key,
+            keys=self._activities(principal),
         )
+
+    def _activities(self, principal: Principal) -> list[KeyActivity]:
+        """Only an admin sees what others do."""
+        return [
+            KeyActivity(
+                name=held.key.name,
+                tenant=held.key.tenant,
+                running=held.running,
+                requests=held.requests,
+            )
+            for held in self._service.keys.held
+            if principal.is_admin or held.key.prefix == principal.key_id
+        ]

@@ -1,0 +1,143 @@
+"""`verger serve` with keys, as a process and with an engine process: what tenants share, what a
+revoked key meets, and where no key is ever seen."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fakes import write_model_folder
+from tests.keys import bearer, make_key, revoke
+from tests.model_folders import write_model_folder as write_whole_model_folder
+from verger.model_folder import HARMONY_TOKENS
+
+pytestmark = pytest.mark.process
+
+SCRIPT = "[[reply]]\ntext = '<|channel|>final<|message|>hello'\n"
+PROMPT = "What was said so far in the orchard. " * 20
+VERGER = [sys.executable, "-P", "-m", "verger.cli.main"]
+
+
+@dataclass
+class Served:
+    process: subprocess.Popen[str]
+    url: str
+    database: Path
+    lines: list[str]
+    """What it has logged."""
+    reader: threading.Thread
+
+    def stop(self) -> str:
+        """The whole log, once it has ended."""
+        self.process.terminate()
+        self.reader.join(30)
+        assert self.process.wait(30) == 0
+        return "".join(self.lines)
+
+    def ask(self, key: str, **fields: Any) -> httpx.Response:
+        messages = [{"role": "user", "content": PROMPT}]
+        body = {"model": "gpt-4o", "messages": messages, **fields}
+        headers = bearer(key)
+        return httpx.post(f"{self.url}/chat/completions", json=body, headers=headers, timeout=60)
+
+    def cached_tokens(self, key: str) -> int:
+        response = self.ask(key)
+        assert response.status_code == 200
+        return int(response.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+@pytest.fixture
+def served(tmp_path: Path, verger_home: Path) -> Iterator[Served]:
+    """Ready, on loopback, with a key."""
+    make_key(verger_home / "verger.db", "first")
+    script = tmp_path / "script.toml"
+    script.write_text(SCRIPT)
+    model = write_whole_model_folder(tmp_path / "model", tokens=HARMONY_TOKENS)
+    # The tokenizer of the checks has specials only; the engine's needs the bytes.
+    write_model_folder(model)
+    command = [*VERGER, "serve", "--port", "0", "--model", str(model), "--fake", str(script)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            lines: list[str] = []
+            for line in process.stderr:
+                lines.append(line)
+                if "event=ready" in line:
+                    break
+            url = "".join(lines).split("url=")[1].split("\n")[0]
+            reader = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
+            reader.start()
+            yield Served(process, url, verger_home / "verger.db", lines, reader)
+        finally:
+            process.kill()
+
+
+def _processes_of(pid: int) -> dict[int, str]:
+    """The process and its children: command lines and environments, as the system shows them."""
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
+    pairs = [tuple(map(int, line.split())) for line in listing.stdout.splitlines()]
+    wanted = [pid, *(child for child, parent in pairs if parent == pid)]
+    return {
+        one: subprocess.run(["ps", "eww", "-p", str(one)], capture_output=True, text=True).stdout
+        for one in wanted
+    }
+
+
+def test_tenants_share_no_prefix_and_colleagues_do(served: Served) -> None:
+    ada, bob = (make_key(served.database, name) for name in ("ada", "bob"))
+    eve, max_ = (make_key(served.database, name, tenant="lab") for name in ("eve", "max"))
+
+    assert served.cached_tokens(ada) == 0
+    assert served.cached_tokens(bob) > 0
+    assert served.cached_tokens(eve) == 0
+    assert served.cached_tokens(max_) > 0
+
+
+def test_a_revoked_key_is_refused_within_a_second(served: Served) -> None:
+    ada = make_key(served.database, "ada")
+    assert served.ask(ada).status_code == 200
+    revoke(served.database, "ada")
+    revoked_s = time.monotonic()
+    assert served.ask(ada).status_code == 401
+    assert time.monotonic() - revoked_s < 1
+
+
+def test_no_key_and_no_prompt_is_seen_outside(served: Served) -> None:
+    """Not in the log, in an error, on a command line or in an environment."""
+    keys = [make_key(served.database, name) for name in ("ada", "bob")]
+    revoke(served.database, "bob")
+    wrong = keys[0][:-1] + ("x" if keys[0][-1] != "x" else "y")
+    answers = [served.ask(key) for key in (*keys, wrong)]
+    answers += [served.ask(keys[0], stream=True), served.ask(keys[0], tools=1)]
+    answers += [httpx.get(f"{served.url}/models/other", headers={"x-api-key": keys[0]})]
+    assert [answer.status_code for answer in answers] == [200, 401, 401, 200, 400, 404]
+    shown = _processes_of(served.process.pid)
+    assert len(shown) == 2
+    # So that the absence of keys means something.
+    assert all("VERGER_HOME=" in text for text in shown.values())
+    assert any("verger.engine" in text for text in shown.values())
+    log = served.stop()
+    assert log.count("event=request") == len(answers)
+    assert log.count("key=ada") == 4
+
+    places = [log, *shown.values(), *(f"{answer.headers} {answer.text}" for answer in answers)]
+    for place in places:
+        for secret in (*keys, wrong):
+            assert secret[12:-1] not in place
+    for place in (log, *shown.values()):
+        assert "orchard" not in place
+
+
+def test_beyond_loopback_it_refuses_to_start_without_a_key(verger_home: Path) -> None:
+    command = [*VERGER, "serve", "--port", "0", "--model", "nano", "--host", "0.0.0.0"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert refused.stderr.count("\n") == 1
+    assert "verger keys add NAME" in refused.stderr
