@@ -57,7 +57,8 @@ def _faults(exchange: Exchange) -> Iterator[str]:
             json.loads(exchange.request), exchange.body.decode(), exchange.is_complete
         )
         return
-    if not exchange.is_complete:
+    is_preflight = exchange.status == 204 and not exchange.body
+    if is_preflight or not exchange.is_complete:
         return
     if exchange.status == 200 and exchange.path in PAGES:
         yield from _page_faults(kind, exchange.headers)

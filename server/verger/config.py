@@ -39,12 +39,14 @@ _OTHER_VARIABLES = ("VERGER_HOME", "VERGER_REQUIRE_ORACLE", "VERGER_TEST_CACHE")
 
 
 class ServerConfig(Struct, frozen=True):
-    """What clients meet. Port 0 picks a free one."""
+    """What clients meet. Port 0 picks a free one; lists are separated by commas."""
 
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8374
     name: Annotated[str, Meta(min_length=1, max_length=63)] = "verger"
     heartbeat_s: Annotated[float, Meta(gt=0, le=60)] = 5.0
+    allowed_hosts: str = ""
+    cors_origins: str = ""
 
 
 class EngineConfig(Struct, frozen=True):

@@ -7,12 +7,14 @@ Imported by all layers; must not import anything of Verger.
     │   ├── InvalidRequest          400  wrong type, orphan tool result, NaN, not JSON …
     │   ├── UnsupportedParameter    400  would change the answer and is not implemented
     │   ├── ContextLengthExceeded   400  prompt longer than the model's context
+    │   ├── HostNotAllowed          403  a Host header that is not one of ours: DNS rebinding
+    │   ├── OriginNotAllowed        403  another site's web page wants something done
     │   ├── ModelNotFound           404  names what there is
     │   ├── AuthenticationFailed    401  no key, or none that is known here
     │   ├── RouteNotFound           404
     │   ├── MethodNotAllowed        405
-    │   ├── BodyTooLarge            413
-    │   └── RequestTimeout          408  the body did not arrive in time
+    │   ├── RequestTimeout          408  the body did not arrive in time
+    │   └── BodyTooLarge            413
     ├── RateLimited             429: a limit of the key, or of wrong keys, is reached; retry later
     ├── ServiceError            5xx: the service is at fault, retry later
     │   ├── EngineUnavailable       503  the engine died, or is still loading
@@ -103,6 +105,20 @@ class ContextLengthExceeded(RequestError):
             f"messages.{limit}",
             param="messages",
         )
+
+
+class HostNotAllowed(RequestError):
+    """The Host header is missing, doubled, or names a host that is not this server."""
+
+    status = 403
+    code = "host_not_allowed"
+
+
+class OriginNotAllowed(RequestError):
+    """A web page of another origin sent a request that may change something."""
+
+    status = 403
+    code = "origin_not_allowed"
 
 
 class ModelNotFound(RequestError):

@@ -4,6 +4,7 @@ Every reply passes the shared validator, whichever client asked.
 """
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -167,6 +168,13 @@ class Gateway:
 
     async def chat(self, **fields: Any) -> httpx.Response:
         return await self.http.post("/v1/chat/completions", json=chat_body(**fields))
+
+
+def raw_chat(**fields: Any) -> bytes:
+    """A chat request, byte by byte."""
+    body = json.dumps(chat_body(**fields)).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: [::1]\r\ncontent-length: {len(body)}"
+    return f"{head}\r\n\r\n".encode() + body
 
 
 def chat_body(**fields: Any) -> dict[str, Any]:

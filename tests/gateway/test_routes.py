@@ -117,9 +117,8 @@ async def test_the_body_is_bounded_with_and_without_a_declared_length(served: Se
 async def test_a_declared_length_beyond_all_bounds_is_refused_unread(served: Served) -> None:
     gateway, _ = served
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n"
-    )
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: [::1]\r\n"
+    writer.write(head + b"content-length: 99999999999\r\n\r\n")
 
     answer = await reader.read()
 

@@ -10,7 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gateway.harness import Gateway, PlayedEngine, chat_body, ready_gateway, tokens_of
+from tests.gateway.harness import (
+    Gateway,
+    PlayedEngine,
+    chat_body,
+    raw_chat,
+    ready_gateway,
+    tokens_of,
+)
 from verger.messages import FinishReason, Logprob, RowTokens, Submit, Tokens
 
 pytestmark = pytest.mark.anyio
@@ -204,9 +211,7 @@ async def test_the_engines_death_is_an_error_event_and_no_clean_end(mortal: Serv
     """Some clients take a cleanly ended stump for the whole answer."""
     gateway, engine = mortal
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    body = json.dumps(chat_body(stream=True)).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
+    writer.write(raw_chat(stream=True))
     submit = await engine.submits.get()
     engine.say(submit, FINAL + "half")
     received = await reader.readuntil(b"half")
@@ -250,9 +255,7 @@ async def test_a_reader_that_stops_is_cut_off(
     monkeypatch.setattr("verger.gateway.sse.SEND_TIMEOUT_S", 0.05)
     async with ready_gateway(tmp_path) as (gateway, engine):
         _, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=1_024)
-        body = json.dumps(chat_body(stream=True)).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
-        writer.write(f"{head}\r\n".encode() + body)
+        writer.write(raw_chat(stream=True))
         submit = await engine.submits.get()
         engine.say(submit, FINAL)
         flooding = asyncio.create_task(_flood(engine, submit))

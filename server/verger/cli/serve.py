@@ -68,6 +68,8 @@ def settings_for(
     config: Config, choice: ModelChoice, fake: Path | None, is_insecure: bool = False
 ) -> "ServerSettings":
     """What the gateway needs to know, and no more."""
+    from verger.gateway.cors import origin_list
+    from verger.gateway.hosts import host_list
     from verger.gateway.identity import instance_id
     from verger.gateway.settings import ServerSettings
     from verger.lan.advertise import Backend
@@ -90,6 +92,8 @@ def settings_for(
         bonjour=Backend(config.lan.bonjour),
         lan_interfaces=_listed(config.lan.interfaces),
         heartbeat_s=config.server.heartbeat_s,
+        allowed_hosts=host_list(config.server.allowed_hosts),
+        cors_origins=origin_list(config.server.cors_origins),
         max_rows=engine.max_rows,
         target_itl_ms=engine.target_itl_ms,
         kv_bytes=_bytes(engine.kv_gib),

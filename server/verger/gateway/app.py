@@ -15,12 +15,14 @@ from starlette.routing import Route
 
 from verger.errors import MethodNotAllowed, ReplyError, RouteNotFound
 from verger.gateway.authentication import Authentication
+from verger.gateway.cors import Cors
 from verger.gateway.edge import Edge, error_response, record_of
 from verger.gateway.endpoints.chat import ChatCompletions
 from verger.gateway.endpoints.connect import Connect
 from verger.gateway.endpoints.health import Health
 from verger.gateway.endpoints.models import Models
 from verger.gateway.endpoints.status import ServerStatus
+from verger.gateway.hosts import HostGuard
 from verger.gateway.refills import Refills
 from verger.gateway.service import Service
 
@@ -41,7 +43,7 @@ def create_app(service: Service) -> Starlette:
             service.keys.close()
 
     models, health = Models(service), Health(service)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", ChatCompletions(service, refills), methods=["POST"]),
             Route("/v1/models", models.list),
@@ -54,11 +56,16 @@ def create_app(service: Service) -> Starlette:
         ],
         middleware=[
             Middleware(Edge, clock=service.monotonic_s),
+            Middleware(HostGuard, names=lambda: service.host_names),
+            Middleware(Cors, origins=lambda: service.settings.cors_origins),
             Middleware(Authentication, keys=service.keys, clock=service.monotonic_s),
         ],
         exception_handlers={HTTPException: _unrouted},
         lifespan=lifespan,
     )
+    # A redirect would be one more reply without a reason, built from what the client says.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _unrouted(request: Request, refusal: Exception) -> Response:

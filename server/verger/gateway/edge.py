@@ -6,7 +6,7 @@ and fill in the record. Nothing of a prompt or an answer is ever logged.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 from starlette.responses import Response
@@ -51,6 +51,8 @@ class RequestRecord:
     finish: str | None = None
     repairs: str | None = None
     """The ways in which the model broke its format."""
+    reply_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """What the layers within add to the reply, whatever it will be."""
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -144,7 +146,8 @@ def _stamped(send: Send, record: RequestRecord) -> Send:
     async def send_stamped(message: Message) -> None:
         if message["type"] == "http.response.start":
             record.status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", record.id.encode())]
+            ours = [*record.reply_headers, (b"x-request-id", record.id.encode())]
+            message["headers"] = [*message["headers"], *ours]
         await send(message)
 
     return send_stamped

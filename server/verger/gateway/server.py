@@ -36,6 +36,7 @@ from verger.gateway import sse
 from verger.gateway.advertising import Advertising
 from verger.gateway.app import create_app
 from verger.gateway.engine_client import EngineClient
+from verger.gateway.hosts import machine_names
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.log import key_values
@@ -96,7 +97,7 @@ def build_service(settings: ServerSettings) -> Service:
         special_ids=sorted(vocabulary.specials),
     )
     engine = EngineClient(engine_command(settings), hello)
-    return Service(settings, vocabulary, engine, PinnedDates())
+    return Service(settings, vocabulary, engine, PinnedDates(), own_names=set(machine_names()))
 
 
 def engine_command(settings: ServerSettings) -> list[str]:

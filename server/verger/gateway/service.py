@@ -42,6 +42,8 @@ class Service:
     unix_s: Callable[[], float] = time.time
     new_id: Callable[[], str] = lambda: uuid4().hex
     is_draining: bool = False
+    own_names: set[str] = field(default_factory=set)
+    """What this machine is called, and what Bonjour calls it."""
     lan: Lan = NOT_ADVERTISED
     """What the network is being told, kept by `advertising`."""
     keys: KeyRing = field(init=False)
@@ -68,6 +70,14 @@ class Service:
         ready = self.engine.ready
         configured = self.settings.context_tokens
         return configured if ready is None else min(configured, ready.context_tokens)
+
+    @property
+    def host_names(self) -> set[str]:
+        """The hosts that this server answers to, besides private addresses."""
+        settings = self.settings
+        name = settings.name.lower()
+        ours = {"localhost", settings.host.lower(), name, f"{name}.local"}
+        return ours | self.own_names | set(settings.allowed_hosts)
 
     def pin_date(self, tenant: str, conversation: Conversation) -> Conversation:
         """The conversation with the date on which the tenant began it."""

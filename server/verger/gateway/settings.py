@@ -37,6 +37,10 @@ class ServerSettings:
     lan_interfaces: tuple[str, ...] = ()
     """Where it does so, by name or address; empty: where it looks like the office's network."""
     heartbeat_s: float = 5.0
+    allowed_hosts: tuple[str, ...] = ()
+    """Names and addresses to answer to, besides the machine's own."""
+    cors_origins: tuple[str, ...] = ()
+    """Whose web pages may use this server."""
     drain_s: float = 30.0
     """How long SIGTERM waits for running answers."""
     max_rows: int = 16
