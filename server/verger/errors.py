@@ -7,6 +7,7 @@ Imported by all layers; must not import anything of Verger.
     │   ├── InvalidRequest          400  wrong type, orphan tool result, NaN, not JSON …
     │   ├── UnsupportedParameter    400  would change the answer and is not implemented
     │   ├── ContextLengthExceeded   400  prompt longer than the model's context
+    │   ├── AnswerTooLong           400  not finished after hours
     │   ├── HostNotAllowed          403  a Host header that is not one of ours: DNS rebinding
     │   ├── OriginNotAllowed        403  another site's web page wants something done
     │   ├── ModelNotFound           404  names what there is
@@ -14,7 +15,9 @@ Imported by all layers; must not import anything of Verger.
     │   ├── RouteNotFound           404
     │   ├── MethodNotAllowed        405
     │   ├── RequestTimeout          408  the body did not arrive in time
-    │   └── BodyTooLarge            413
+    │   ├── BodyTooLarge            413
+    │   ├── UrlTooLong              414
+    │   └── HeadersTooLarge         431
     ├── RateLimited             429: a limit of the key, or of wrong keys, is reached; retry later
     ├── ServiceError            5xx: the service is at fault, retry later
     │   ├── EngineUnavailable       503  the engine died, or is still loading
@@ -107,6 +110,12 @@ class ContextLengthExceeded(RequestError):
         )
 
 
+class AnswerTooLong(RequestError):
+    """The answer was not finished after all the time that one may take."""
+
+    code = "answer_too_long"
+
+
 class HostNotAllowed(RequestError):
     """The Host header is missing, doubled, or names a host that is not this server."""
 
@@ -161,6 +170,20 @@ class BodyTooLarge(RequestError):
 
     status = 413
     code = "body_too_large"
+
+
+class UrlTooLong(RequestError):
+    """The request's URL exceeds the limit."""
+
+    status = 414
+    code = "url_too_long"
+
+
+class HeadersTooLarge(RequestError):
+    """The request's headers exceed the limit, in bytes or in number."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class RateLimited(ReplyError):

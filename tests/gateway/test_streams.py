@@ -252,7 +252,7 @@ async def test_a_reader_that_stops_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its buffers are full; nobody else waits for it, and its row is freed."""
-    monkeypatch.setattr("verger.gateway.sse.SEND_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("verger.gateway.connection.SEND_TIMEOUT_S", 0.05)
     async with ready_gateway(tmp_path) as (gateway, engine):
         _, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=1_024)
         writer.write(raw_chat(stream=True))
@@ -271,6 +271,36 @@ async def _flood(engine: PlayedEngine, submit: Submit) -> None:
     while True:
         engine.send(frame)
         await asyncio.sleep(0)
+
+
+async def test_a_stream_that_lasts_too_long_is_an_error_event_and_no_clean_end(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("verger.gateway.turns.MAX_ANSWER_S", 0.1)
+    gateway, engine = served
+    async with chat_stream(gateway) as events:
+        submit = await engine.submits.get()
+        engine.say(submit, FINAL + "half")
+        await events.next()
+        await events.next()
+        assert (await events.next())["error"]["code"] == "answer_too_long"
+        with pytest.raises(httpx.RemoteProtocolError):
+            await events.next()
+
+    assert await engine.cancels.get() == submit.request_id
+
+
+async def test_an_answer_in_one_piece_may_last_no_longer(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("verger.gateway.turns.MAX_ANSWER_S", 0.05)
+    gateway, engine = served
+    for n in (1, 2):
+        response = await gateway.chat(n=n)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "answer_too_long")
+        submit = await engine.submits.get()
+        ids = {submit.request_id, *submit.forks}
+        assert {await engine.cancels.get() for _ in range(n)} == ids
 
 
 async def test_running_streams_finish_before_the_server_stops(mortal: Served) -> None:

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 
 from tests.chat_bodies import (
+    CALL,
     CALLING,
     LEGACY_CALLING,
     LEGACY_RESULT,
     NOT_JSON,
+    TOOL,
     UNSUPPORTED,
     USER,
     VOCABULARY_SIZE,
@@ -250,6 +252,24 @@ def test_a_body_may_be_as_deep_as_the_limit() -> None:
     nested = b"[" * 63 + b"1" + b"]" * 63
 
     parse(body()[:-1] + b',"metadata":' + nested + b"}")
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_lists_may_be_as_long_as_their_limits(extra: int) -> None:
+    parts = [{"type": "text", "text": "x"}] * (chat_body.MAX_PARTS + extra)
+    calls = [CALL] * (chat_body.MAX_TOOL_CALLS + extra)
+    tools = [{**TOOL, "function": {"name": f"f{n}"}} for n in range(chat_body.MAX_TOOLS + extra)]
+    for fields in (
+        {"messages": [USER] * (chat_body.MAX_MESSAGES + extra)},
+        {"messages": [{"role": "user", "content": parts}]},
+        {"messages": [{"role": "assistant", "tool_calls": calls}]},
+        {"tools": tools},
+    ):
+        if extra:
+            with pytest.raises(InvalidRequest):
+                parse(body(**fields))
+        else:
+            parse(body(**fields))
 
 
 def test_every_refusal_is_a_client_error() -> None:

@@ -13,11 +13,13 @@ from starlette.routing import Route
 from tests.fakes import byte_tokenizer
 from verger import errors
 from verger.api import chat_body, status
+from verger.api.json_body import MAX_JSON_DEPTH
 from verger.cli.main import app as cli
 from verger.config import EngineConfig, LanConfig, ServerConfig
 from verger.connect.entries import load_clients
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
+from verger.gateway import acceptor, connection, receive
 from verger.gateway.advertising import CHECK_S
 from verger.gateway.app import create_app
 from verger.gateway.authentication import MAX_WRONG_KEYS
@@ -26,6 +28,7 @@ from verger.gateway.keys import MAX_KEYS
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.gateway.submit_queue import LOOK_AHEAD_ROWS, MAX_QUEUED
+from verger.gateway.turns import MAX_ANSWER_S
 from verger.lan import records
 from verger.messages import PROTOCOL_VERSION, Hello
 
@@ -153,6 +156,45 @@ def test_the_bounds_of_keys_are_those_of_the_code() -> None:
     what = {name: text for code, _, text in rows_of("code", "status") for name in quoted(code)}
     assert f"{MAX_WRONG_KEYS} wrong keys" in what["rate_limited"]
     assert f"there are at most {MAX_KEYS:,} of those" in README
+
+
+def test_the_bounds_of_clients_are_those_of_the_code() -> None:
+    written = {bound: f"{limit} | {beyond}" for bound, limit, beyond in rows_of("bound")}
+    bounds: dict[str, list[float]] = {
+        "connections": [acceptor.MAX_CONNECTIONS, acceptor.MAX_CLIENT_CONNECTIONS],
+        "a TLS handshake": [acceptor.HANDSHAKE_TIMEOUT_S],
+        "a request's head": [
+            connection.HEAD_TIMEOUT_S,
+            connection.MAX_URL_BYTES / 2**10,
+            connection.MAX_HEADERS,
+            connection.MAX_HEADER_BYTES / 2**10,
+        ],
+        "a request's body": [
+            receive.BODY_TIMEOUT_S,
+            receive.MAX_BODY_BYTES / 2**20,
+            connection.MESSAGE_TIMEOUT_S,
+        ],
+        "what is in it": [
+            MAX_JSON_DEPTH,
+            chat_body.MAX_MESSAGES,
+            chat_body.MAX_PARTS,
+            chat_body.MAX_TOOLS,
+            chat_body.MAX_TOOL_CALLS,
+        ],
+        "answers that wait": [MAX_QUEUED],
+        "an answer": [MAX_ANSWER_S / 3600],
+        "a client that does not read": [connection.SEND_TIMEOUT_S],
+        "an idle connection": [connection.KEEP_ALIVE_S],
+        "a connection that was closed and stays": [connection.CLOSE_S],
+    }
+    for bound, limits in bounds.items():
+        for limit in limits:
+            assert re.search(rf"\b{limit:,g}\b", written[bound]), bound
+    what = {name: text for code, _, text in rows_of("code", "status") for name in quoted(code)}
+    assert what["url_too_long"] == f"more than {connection.MAX_URL_BYTES >> 10} KiB"
+    assert what["headers_too_large"].startswith(
+        f"more than {connection.MAX_HEADER_BYTES >> 10} KiB, or more than {connection.MAX_HEADERS} "
+    )
 
 
 def test_every_header_stands_in_the_readme() -> None:

@@ -13,28 +13,31 @@ import asyncio
 import errno
 import logging
 import math
+import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from verger.errors import (
     EXIT_CANNOT_START,
     ConfigError,
     EngineUnavailable,
     ModelFolderError,
+    Overloaded,
     PortInUse,
 )
 from verger.formats.dates import PinnedDates
 from verger.formats.specials import Special
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway import sse
+from verger.gateway.acceptor import MAX_CLIENT_CONNECTIONS, MAX_CONNECTIONS, Acceptor, Crowd
 from verger.gateway.advertising import Advertising
 from verger.gateway.app import create_app
+from verger.gateway.connection import CLOSE_S, KEEP_ALIVE_S, Connection, raw_reply
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.hosts import machine_names
 from verger.gateway.service import Service
@@ -46,9 +49,8 @@ logger = logging.getLogger("verger.gateway")
 
 BACKLOG = 1024
 """Connections that wait to be accepted; macOS allows 128 of them."""
-KEEP_ALIVE_S = 30
-CLOSE_S = 5
-"""How long connections may take to close once all answers have ended."""
+SPARE_FILES = 256
+"""File descriptors for all that is no client's connection."""
 MAX_LOAD_S = 900.0
 
 # The log line of the request already says that its stream was cut off, and why.
@@ -57,6 +59,7 @@ _CUT_OFF = "ASGI callable returned without completing response."
 
 def run(settings: ServerSettings) -> int:
     """Serve until a signal; returns the process's exit code. Raises StartupError."""
+    raise_open_files(MAX_CONNECTIONS + SPARE_FILES)
     with listen(settings.host, settings.port) as listener:
         service = build_service(settings)
         server = GatewayServer(service)
@@ -81,7 +84,16 @@ def listen(host: str, port: int) -> socket.socket:
     # Connections inherit it. asyncio sets it for its own sockets only: without it a reply's body
     # waits 40 ms for the client to acknowledge the head.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setblocking(False)
     return listener
+
+
+def raise_open_files(wanted: int) -> None:
+    """As far as the system lets us: macOS grants 256 to those who do not ask for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def build_service(settings: ServerSettings) -> Service:
@@ -118,15 +130,6 @@ def engine_command(settings: ServerSettings) -> list[str]:
     return command
 
 
-class AbortableProtocol(HttpToolsProtocol):
-    """Lets a stream abort its connection: a polite close waits for readers that never read."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """As in uvicorn, the transport of a stream socket is more than a BaseTransport."""
-        super().connection_made(transport)
-        self.app_state = {**self.app_state, sse.ABORT: transport.abort}
-
-
 class GatewayServer(uvicorn.Server):
     """uvicorn's server with our signals, our drain, and an exit code."""
 
@@ -135,6 +138,9 @@ class GatewayServer(uvicorn.Server):
         logging.getLogger("uvicorn.error").addFilter(_is_news)
         self._service = service
         self._advertising = advertising or Advertising(service)
+        self._has_started = asyncio.Event()
+        self._accepting: list[asyncio.Task[None]] = []
+        self.crowd = Crowd(MAX_CONNECTIONS, MAX_CLIENT_CONNECTIONS)
         self.exit_code = 0
         super().__init__(
             uvicorn.Config(
@@ -142,10 +148,10 @@ class GatewayServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 backlog=BACKLOG,
-                http=AbortableProtocol,
                 lifespan="on",
+                proxy_headers=False,
                 server_header=False,
-                timeout_graceful_shutdown=math.ceil(service.settings.drain_s) + CLOSE_S,
+                timeout_graceful_shutdown=math.ceil(service.settings.drain_s + CLOSE_S),
                 timeout_keep_alive=KEEP_ALIVE_S,
                 ws="none",
             )
@@ -158,15 +164,24 @@ class GatewayServer(uvicorn.Server):
         try:
             async with asyncio.TaskGroup() as tasks:
                 starting = tasks.create_task(self._follow_start())
+                self._accepting = [tasks.create_task(self._accept(sock)) for sock in sockets]
                 await super().serve(sockets)
                 starting.cancel()
         finally:
             await self._advertising.stop()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, except that connections are accepted by us."""
+        await super().startup([])
+        self._has_started.set()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running answers finish; the engine stops with the last of them. Nobody new shall
         come meanwhile, so the network is told first."""
         await self._advertising.stop()
+        for accepting in self._accepting:
+            accepting.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
         async with asyncio.TaskGroup() as tasks:
             stopping = tasks.create_task(self._service.engine.stop(self._service.settings.drain_s))
             await super().shutdown(sockets)
@@ -192,6 +207,14 @@ class GatewayServer(uvicorn.Server):
         self._service.is_draining = True
         self.force_exit = self.should_exit
         self.should_exit = True
+
+    async def _accept(self, listener: socket.socket) -> None:
+        await self._has_started.wait()
+        refusal = raw_reply(Overloaded("Too many connections are open; try again later."))
+        await Acceptor(self.crowd, self._new_connection, lambda: None, refusal).accept(listener)
+
+    def _new_connection(self, on_lost: Callable[[], None]) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state, on_lost)
 
     async def _follow_start(self) -> None:
         """A server whose engine never starts is of no use: it exits and says why."""

@@ -5,10 +5,10 @@ uvicorn's `Server.handle_exit` so that SIGTERM ends every stream at once; `drain
 that off, because here SIGTERM lets running answers finish.
 
     frames end        → the body is completed: a clean end
-    frames raise      → an event with the error, then the body is left incomplete: uvicorn closes
-                        the socket, and the client can tell that something is missing
-    the client leaves → the frames are closed
-    the client stalls → after SEND_TIMEOUT_S with full buffers its connection is aborted
+    frames raise      → an event with the error, then the body is left incomplete and the connection
+                        closed: the client can tell that something is missing
+    the client leaves → the frames are closed; so they are when `connection` cuts it off, because it
+                        has stopped reading
 """
 
 import logging
@@ -16,20 +16,18 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 from sse_starlette.event import ServerSentEvent
-from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
+from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from verger.api.errors import encode_error
 from verger.errors import ReplyError
+from verger.gateway.connection import CLOSE
 from verger.gateway.edge import internal_error, record_of
 from verger.gateway.receive import ClientGone
 from verger.log import key_values
 
 logger = logging.getLogger("verger.gateway")
 
-SEND_TIMEOUT_S = 30.0
-ABORT = "verger.abort"
-"""Key of the function in the scope's state that aborts the connection (server.py puts it there)."""
 DONE = b"data: [DONE]\n\n"
 
 
@@ -83,22 +81,19 @@ class EventStream:
         self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises ClientGone if the client leaves or stalls before the end."""
+        """Raises ClientGone if the client leaves, or is cut off, before the end."""
         response = EventSourceResponse(
             _guarded(self._frames, self._heartbeat, scope),
             headers=self._headers,
             ping=self._heartbeat.tick_s,
             ping_message_factory=lambda: _RawEvent(self._heartbeat.tick()),
             sep="\n",
-            send_timeout=SEND_TIMEOUT_S,
         )
         try:
             await response(scope, receive, send)
         except _Aborted:
+            scope["state"][CLOSE]()
             return
-        except SendTimeoutError:
-            scope["state"][ABORT]()
-            raise ClientGone from None
         if record_of(scope).finish is None:
             raise ClientGone
 

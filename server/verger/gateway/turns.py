@@ -4,6 +4,7 @@ Opened by every endpoint that generates; wire APIs differ only in what they make
 Must not know JSON or SSE. Leaving `open_turn` before the end cancels what still runs.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from verger.api.answer import Delta, Outcome, Piece, Usage, total_usage
 from verger.api.answer_reader import AnswerReader, Ending
 from verger.api.turn_request import TurnRequest
-from verger.errors import ContextLengthExceeded, EngineUnavailable
+from verger.errors import AnswerTooLong, ContextLengthExceeded, EngineUnavailable
 from verger.formats.harmony import Prompt
 from verger.formats.harmony.events import Finish, Repair
 from verger.formats.specials import STOPS, Special
@@ -30,6 +31,9 @@ from verger.messages import (
     RowTokens,
     Submit,
 )
+
+MAX_ANSWER_S = 4 * 3600.0
+"""From submission to the last token; the context's 131,072 tokens at nine a second."""
 
 
 @dataclass(slots=True)
@@ -64,10 +68,20 @@ class Turn:
     def pieces(self) -> AsyncGenerator[Piece]:
         """Per choice at most one delta per step, none of them empty, then the outcome.
 
-        Raises EngineUnavailable, Overloaded or ContextLengthExceeded if a generation fails.
+        Raises EngineUnavailable, Overloaded or ContextLengthExceeded if a generation fails, and
+        AnswerTooLong after MAX_ANSWER_S.
         """
         choices = [self._choice(index) for index in range(self.choices)]
         return choices[0] if len(choices) == 1 else interleave(choices)
+
+    def expire(self) -> None:
+        """There was time enough: whoever waits for the rest gets an error."""
+        error = AnswerTooLong(
+            f"The answer was not finished within {MAX_ANSWER_S / 3600:g} hours. Ask for less of it "
+            "at a time, or limit it with max_tokens."
+        )
+        for generation in self.generations:
+            generation.fail(error)
 
     async def _choice(self, index: int) -> AsyncGenerator[Piece]:
         generation, reader = self.generations[index], self.readers[index]
@@ -136,7 +150,7 @@ async def open_turn(
     submit = _submission(service, principal, request, prompt)
     record.prompt_tokens = len(prompt.ids)
     async with service.engine.generate_choices(submit, request.choices) as generations:
-        yield Turn(
+        turn = Turn(
             prompt=prompt,
             generations=generations,
             readers=tuple(_reader(service, request) for _ in generations),
@@ -144,6 +158,11 @@ async def open_turn(
             monotonic_s=service.monotonic_s,
             cancel=service.engine.cancel,
         )
+        expiry = asyncio.get_running_loop().call_later(MAX_ANSWER_S, turn.expire)
+        try:
+            yield turn
+        finally:
+            expiry.cancel()
 
 
 def _reader(service: Service, request: TurnRequest) -> AnswerReader:
