@@ -47,6 +47,8 @@ class ServerConfig(Struct, frozen=True):
     heartbeat_s: Annotated[float, Meta(gt=0, le=60)] = 5.0
     allowed_hosts: str = ""
     cors_origins: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
 
 
 class EngineConfig(Struct, frozen=True):

@@ -25,7 +25,11 @@ def key_values(**fields: object) -> str:
 
 def _quoted(value: object) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    if text and not any(character.isspace() or character in '"=' for character in text):
+    if text.isprintable() and text and not any(mark in text for mark in ' "='):
         return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    # A path is the client's to choose: no byte of it may act on a terminal or begin a line.
+    escaped = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text.replace("\\", "\\\\").replace('"', '\\"')
+    )
     return f'"{escaped}"'

@@ -6,6 +6,7 @@ Every reply passes the shared validator, whichever client asked.
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from verger.gateway.engine_process import EngineProcess
 from verger.gateway.server import GatewayServer, listen
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
+from verger.gateway.tls import tls_context
 from verger.messages import (
     BACKGROUND,
     PROTOCOL_VERSION,
@@ -183,9 +185,15 @@ def chat_body(**fields: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def running_gateway(
-    folder: Path, lan: FakeLan | None = None, **settings: Any
+    folder: Path,
+    lan: FakeLan | None = None,
+    trust: ssl.SSLContext | bool = True,
+    **settings: Any,
 ) -> AsyncIterator[Gateway]:
-    """Serve until the block is left; its engines wait in `engines` for the test to play them."""
+    """Serve until the block is left; its engines wait in `engines` for the test to play them.
+
+    `trust` is what its HTTP client believes of certificates.
+    """
     served = ServerSettings(
         model_id=MODEL_ID,
         model_folder=write_model_folder(folder / "model"),
@@ -201,9 +209,9 @@ async def running_gateway(
         server.config.app = WatchedApp(create_app(service), traffic)
         with listen(served.host, served.port) as listener:
             port = listener.getsockname()[1]
-            url = f"http://127.0.0.1:{port}"
+            url = f"{'https' if served.tls else 'http'}://127.0.0.1:{port}"
             serving = tasks.create_task(server.serve([listener]))
-            async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            async with httpx.AsyncClient(base_url=url, timeout=30, verify=trust) as http:
                 yield Gateway(url, port, service, server, http, engines, serving, traffic)
             server.should_exit = True
             await serving
@@ -235,4 +243,5 @@ def _service(
     vocabulary = Vocabulary.from_file_bytes((settings.model_folder / "tokenizer.json").read_bytes())
     hello = Hello(PROTOCOL_VERSION, vocabulary.special("<|message|>"))
     engine = EngineClient(["played"], hello, spawn=spawn)
-    return Service(settings, vocabulary, engine, PinnedDates())
+    tls = None if settings.tls is None else tls_context(settings.tls)
+    return Service(settings, vocabulary, engine, PinnedDates(), tls=tls)

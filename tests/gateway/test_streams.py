@@ -258,7 +258,7 @@ async def test_a_reader_that_stops_is_cut_off(
         writer.write(raw_chat(stream=True))
         submit = await engine.submits.get()
         engine.say(submit, FINAL)
-        flooding = asyncio.create_task(_flood(engine, submit))
+        flooding = asyncio.create_task(flood(engine, submit))
 
         assert await engine.cancels.get() == submit.request_id
         flooding.cancel()
@@ -266,7 +266,7 @@ async def test_a_reader_that_stops_is_cut_off(
         writer.close()
 
 
-async def _flood(engine: PlayedEngine, submit: Submit) -> None:
+async def flood(engine: PlayedEngine, submit: Submit) -> None:
     frame = Tokens([RowTokens(submit.request_id, tokens_of("x" * 20_000))])
     while True:
         engine.send(frame)

@@ -28,6 +28,7 @@ FACTS = GatewayFacts(
     queued=3,
     target_itl_ms=250,
     has_cache=True,
+    has_tls=True,
     has_disk=True,
     needs_key=True,
     keys=[KeyActivity(name="ada", tenant="office", running=1, requests=9)],
@@ -73,6 +74,7 @@ def test_every_figure_stands_in_its_place() -> None:
             "interfaces": ["eth0"],
             "off_reason": None,
         },
+        "tls": True,
         "rows": {"max": 16, "running": 1, "waiting": 2, "queued": 3},
         "tokens": {"prefilled": 4, "decoded": 5, "background": 18},
         "cache": {

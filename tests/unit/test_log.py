@@ -14,6 +14,9 @@ from verger.log import key_values
         ("line\nline", r'field="line\nline"'),
         ("a=b", 'field="a=b"'),
         ("", 'field=""'),
+        ("/\x1b[2J\r\u2028é", r'field="/\x1b[2J\r\u2028é"'),
+        ("a\\b", r"field=a\b"),
+        ("a\\ b", r'field="a\\ b"'),
     ],
 )
 def test_values_are_quoted_when_they_must_be(value: object, expected: str) -> None:

@@ -114,6 +114,7 @@ class Status(Struct, frozen=True, kw_only=True):
     state: str
     uptime_s: float
     lan: Lan
+    tls: bool
     rows: Rows
     tokens: TokenCounts
     cache: Cache
@@ -140,6 +141,7 @@ class GatewayFacts(Struct, frozen=True, kw_only=True):
     has_disk: bool
     needs_key: bool
     keys: list[KeyActivity]
+    has_tls: bool
 
 
 def status_of(facts: GatewayFacts, stats: Stats | None) -> Status:
@@ -153,6 +155,7 @@ def status_of(facts: GatewayFacts, stats: Stats | None) -> Status:
         state=facts.state,
         uptime_s=round(facts.uptime_s, 3),
         lan=facts.lan,
+        tls=facts.has_tls,
         rows=Rows(
             max=facts.max_rows,
             running=stats.running,

@@ -10,14 +10,14 @@ import typer
 from verger import log, paths
 from verger.catalogue import ModelChoice, SamplingDefaults, load_catalogue, resolve_model
 from verger.cli.machine import has_engine, memory_bytes, model_places
-from verger.config import SERVED_MODEL, Config, is_loopback, load_config
-from verger.errors import NoKeys, StartupError
+from verger.config import SERVED_MODEL, Config, ServerConfig, is_loopback, load_config
+from verger.errors import ConfigError, NoKeys, StartupError
 from verger.gateway.database import database
 from verger.gateway.keys import count_keys, has_ever_had_keys
 from verger.messages import Sampling
 
 if TYPE_CHECKING:
-    from verger.gateway.settings import ServerSettings
+    from verger.gateway.settings import ServerSettings, TlsFiles
 
 
 def serve(
@@ -29,6 +29,12 @@ def serve(
     ] = None,
     max_rows: Annotated[
         int | None, typer.Option(help="How many answers are generated at once.")
+    ] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option(help="Serve over TLS with this certificate, a PEM file.")
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option(help="The certificate's private key, a PEM file.")
     ] = None,
     config: Annotated[
         Path | None,
@@ -45,6 +51,8 @@ def serve(
     flags = {
         "server.host": host,
         "server.port": port,
+        "server.tls_cert": tls_cert,
+        "server.tls_key": tls_key,
         "engine.model": model,
         "engine.max_rows": max_rows,
     }
@@ -94,6 +102,7 @@ def settings_for(
         heartbeat_s=config.server.heartbeat_s,
         allowed_hosts=host_list(config.server.allowed_hosts),
         cors_origins=origin_list(config.server.cors_origins),
+        tls=_tls_files(config.server),
         max_rows=engine.max_rows,
         target_itl_ms=engine.target_itl_ms,
         kv_bytes=_bytes(engine.kv_gib),
@@ -105,6 +114,16 @@ def settings_for(
         is_insecure=is_insecure,
         fake_script=fake,
     )
+
+
+def _tls_files(server: ServerConfig) -> "TlsFiles | None":
+    from verger.gateway.settings import TlsFiles
+
+    if not (server.tls_cert or server.tls_key):
+        return None
+    if not (server.tls_cert and server.tls_key):
+        raise ConfigError("tls_cert and tls_key belong together: give both, or neither")
+    return TlsFiles(Path(server.tls_cert).expanduser(), Path(server.tls_key).expanduser())
 
 
 def _choose(config: Config) -> ModelChoice:

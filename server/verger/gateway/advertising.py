@@ -205,7 +205,7 @@ class Advertising:
             id=settings.instance_id,
             model_ids=(settings.model_id,),
             needs_key=self._service.keys.needs_key,
-            has_tls=False,
+            has_tls=self._service.tls is not None,
             version=__version__,
         )
 

@@ -42,6 +42,7 @@ from verger.gateway.engine_client import EngineClient
 from verger.gateway.hosts import machine_names
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
+from verger.gateway.tls import tls_context
 from verger.log import key_values
 from verger.messages import PROTOCOL_VERSION, Hello
 
@@ -64,7 +65,8 @@ def run(settings: ServerSettings) -> int:
         service = build_service(settings)
         server = GatewayServer(service)
         host, port = listener.getsockname()[:2]
-        logger.info(key_values(event="listening", url=f"http://{_bracketed(host)}:{port}/v1"))
+        scheme = "http" if service.tls is None else "https"
+        logger.info(key_values(event="listening", url=f"{scheme}://{_bracketed(host)}:{port}/v1"))
         server.run(sockets=[listener])
         return server.exit_code
 
@@ -97,7 +99,7 @@ def raise_open_files(wanted: int) -> None:
 
 
 def build_service(settings: ServerSettings) -> Service:
-    """Read the vocabulary and describe the engine; starts nothing."""
+    """Read the vocabulary and the certificate, describe the engine; starts nothing."""
     try:
         tokenizer_json = (settings.model_folder / "tokenizer.json").read_bytes()
     except OSError as error:
@@ -109,7 +111,14 @@ def build_service(settings: ServerSettings) -> Service:
         special_ids=sorted(vocabulary.specials),
     )
     engine = EngineClient(engine_command(settings), hello)
-    return Service(settings, vocabulary, engine, PinnedDates(), own_names=set(machine_names()))
+    return Service(
+        settings,
+        vocabulary,
+        engine,
+        PinnedDates(),
+        tls=None if settings.tls is None else tls_context(settings.tls),
+        own_names=set(machine_names()),
+    )
 
 
 def engine_command(settings: ServerSettings) -> list[str]:
@@ -211,7 +220,8 @@ class GatewayServer(uvicorn.Server):
     async def _accept(self, listener: socket.socket) -> None:
         await self._has_started.wait()
         refusal = raw_reply(Overloaded("Too many connections are open; try again later."))
-        await Acceptor(self.crowd, self._new_connection, lambda: None, refusal).accept(listener)
+        acceptor = Acceptor(self.crowd, self._new_connection, lambda: self._service.tls, refusal)
+        await acceptor.accept(listener)
 
     def _new_connection(self, on_lost: Callable[[], None]) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state, on_lost)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from ssl import SSLContext
 from uuid import uuid4
 
 from msgspec.structs import replace
@@ -42,6 +43,8 @@ class Service:
     unix_s: Callable[[], float] = time.time
     new_id: Callable[[], str] = lambda: uuid4().hex
     is_draining: bool = False
+    tls: SSLContext | None = None
+    """What connections are secured with; None where the server speaks plain HTTP."""
     own_names: set[str] = field(default_factory=set)
     """What this machine is called, and what Bonjour calls it."""
     lan: Lan = NOT_ADVERTISED

@@ -15,6 +15,14 @@ DEFAULT_PORT = 8374
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Both in PEM: the certificate with those that lead to its root, and its key."""
+
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSettings:
     """One served model and the address it is served on."""
 
@@ -41,6 +49,8 @@ class ServerSettings:
     """Names and addresses to answer to, besides the machine's own."""
     cors_origins: tuple[str, ...] = ()
     """Whose web pages may use this server."""
+    tls: TlsFiles | None = None
+    """None: plain HTTP."""
     drain_s: float = 30.0
     """How long SIGTERM waits for running answers."""
     max_rows: int = 16

@@ -40,6 +40,7 @@ class ServerStatus:
             has_disk=settings.cache_dir is not None,
             needs_key=service.keys.needs_key,
             keys=self._activities(principal),
+            has_tls=service.tls is not None,
         )
 
     def _activities(self, principal: Principal) -> list[KeyActivity]:
