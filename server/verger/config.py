@@ -32,6 +32,11 @@ DEFAULT_ALIASES = {
     "openai/gpt-oss-20b": "gpt-oss-20b",
     "openai/gpt-oss-120b": "gpt-oss-120b",
 }
+RELOADABLE = frozenset(
+    f"server.{name}"
+    for name in ("heartbeat_s", "allowed_hosts", "cors_origins", "tls_cert", "tls_key")
+)
+"""What a running server takes over on SIGHUP, besides aliases; the rest needs a restart."""
 _PLANNED = ("spill", "providers")
 _Gib = Annotated[float, Meta(ge=0, le=65_536)]
 _OTHER_VARIABLES = ("VERGER_HOME", "VERGER_REQUIRE_ORACLE", "VERGER_TEST_CACHE")
@@ -120,6 +125,22 @@ def load_config(
     settings |= _from_file(file)
     settings |= _from_environment(os.environ if environ is None else environ)
     settings |= _from_flags(flags or {})
+    return _config(settings)
+
+
+def reloaded(running: Config, fresh: Config) -> tuple[Config, tuple[str, ...]]:
+    """What the running server makes of a fresh configuration, and what of it needs a restart."""
+    kept = {key: setting for key, setting in running.settings.items() if not _is_reloadable(key)}
+    taken = {key: setting for key, setting in fresh.settings.items() if _is_reloadable(key)}
+    changed = [key for key in kept if fresh.settings[key].value != kept[key].value]
+    return _config(kept | taken), tuple(sorted(changed))
+
+
+def _is_reloadable(key: str) -> bool:
+    return key in RELOADABLE or key.startswith("aliases.")
+
+
+def _config(settings: dict[str, Setting]) -> Config:
     return Config(
         server=msgspec.convert(_section(settings, "server"), ServerConfig),
         engine=msgspec.convert(_section(settings, "engine"), EngineConfig),

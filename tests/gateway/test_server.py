@@ -1,6 +1,7 @@
 """The server as a process: its port, its signals, its exit codes."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,13 @@ from verger.catalogue import ModelChoice
 from verger.cli.serve import settings_for
 from verger.config import load_config
 from verger.errors import EXIT_CANNOT_START, ConfigError, ModelFolderError, PortInUse
-from verger.gateway.server import build_service, engine_command, listen, run
+from verger.gateway.server import (
+    SEND_BUFFER_BYTES,
+    build_service,
+    engine_command,
+    listen,
+    run,
+)
 from verger.gateway.settings import ServerSettings
 from verger.messages import Fatal
 from verger.model_folder import ModelFolder
@@ -127,6 +134,12 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         port = listener.getsockname()[1]
         with pytest.raises(PortInUse, match=f"port {port} on 127.0.0.1 is in use"):
             listen("127.0.0.1", port)
+
+
+def test_the_kernel_holds_little_for_a_client_that_does_not_read() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        held = listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    assert SEND_BUFFER_BYTES <= held <= 2 * SEND_BUFFER_BYTES
 
 
 def test_an_address_that_is_not_ours_is_a_configuration_error() -> None:

@@ -81,7 +81,9 @@ async def test_the_engine_ends_with_the_gateways_socket(tmp_path: Path) -> None:
         assert await engine.close() == "exit code 0"
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name
+)
 async def test_signals_to_the_process_group_do_not_end_the_engine(
     tmp_path: Path, signal_: signal.Signals
 ) -> None:

@@ -15,7 +15,7 @@ from verger import errors
 from verger.api import chat_body, status
 from verger.api.json_body import MAX_JSON_DEPTH
 from verger.cli.main import app as cli
-from verger.config import EngineConfig, LanConfig, ServerConfig
+from verger.config import RELOADABLE, EngineConfig, LanConfig, ServerConfig
 from verger.connect.entries import load_clients
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
@@ -106,6 +106,11 @@ def test_every_flag_of_a_key_is_explained_in_the_readme() -> None:
 def test_every_client_stands_in_the_readme() -> None:
     (sentence,) = re.findall(r"^`verger connect` knows (.*?)\.", README, re.M | re.S)
     assert quoted(sentence) == [client.name for client in load_clients()]
+
+
+def test_what_sighup_takes_over_stands_in_the_readme() -> None:
+    (written,) = re.findall(r"SIGHUP takes over the aliases, (.*?)\. Other", README, re.S)
+    assert {f"server.{name}" for name in quoted(written)} == RELOADABLE
 
 
 def test_every_exit_code_stands_in_the_readme() -> None:

@@ -1,6 +1,7 @@
 """`verger serve`: configuration and catalogue become ServerSettings; the gateway does the rest."""
 
 import math
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,13 +11,21 @@ import typer
 from verger import log, paths
 from verger.catalogue import ModelChoice, SamplingDefaults, load_catalogue, resolve_model
 from verger.cli.machine import has_engine, memory_bytes, model_places
-from verger.config import SERVED_MODEL, Config, ServerConfig, is_loopback, load_config
+from verger.config import (
+    SERVED_MODEL,
+    Config,
+    ServerConfig,
+    is_loopback,
+    load_config,
+    reloaded,
+)
 from verger.errors import ConfigError, NoKeys, StartupError
 from verger.gateway.database import database
 from verger.gateway.keys import count_keys, has_ever_had_keys
 from verger.messages import Sampling
 
 if TYPE_CHECKING:
+    from verger.gateway.fresh_settings import FreshSettings
     from verger.gateway.settings import ServerSettings, TlsFiles
 
 
@@ -48,6 +57,8 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the OpenAI API, by default at http://127.0.0.1:8374/v1, until interrupted."""
+    # It waits until the server listens for it, instead of ending the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     flags = {
         "server.host": host,
         "server.port": port,
@@ -69,7 +80,22 @@ def serve(
     # Imported late: the web stack costs every other command a quarter of a second.
     from verger.gateway.server import run
 
-    raise typer.Exit(run(settings_for(loaded, choice, fake, insecure_no_auth)))
+    def read_settings() -> "FreshSettings":
+        fresh = load_config(flags, file=config)
+        return fresh_settings(loaded, fresh, choice, fake, insecure_no_auth)
+
+    settings = settings_for(loaded, choice, fake, insecure_no_auth)
+    raise typer.Exit(run(settings, read_settings))
+
+
+def fresh_settings(
+    running: Config, fresh: Config, choice: ModelChoice, fake: Path | None, is_insecure: bool
+) -> "FreshSettings":
+    """What SIGHUP makes of a configuration that was read again; the model stays."""
+    from verger.gateway.fresh_settings import FreshSettings
+
+    taken, needs_restart = reloaded(running, fresh)
+    return FreshSettings(settings_for(taken, choice, fake, is_insecure), needs_restart)
 
 
 def settings_for(

@@ -38,10 +38,10 @@ logger = logging.getLogger("verger.engine")
 
 def main(arguments: Sequence[str]) -> int:
     """Run the engine until it ends; the exit code."""
-    # Ctrl-C and a service manager's SIGTERM reach the whole process group. The gateway decides
-    # what they mean: it drains the engine, which must live on until then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C, a service manager's SIGTERM and a terminal's SIGHUP reach the whole process group. The
+    # gateway decides what they mean: it may drain the engine, which must live on until then.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     log.configure()
     options = _parse(arguments)
     connection = Connection.from_fd(options.fd)

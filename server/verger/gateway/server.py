@@ -7,6 +7,7 @@ loads a model; the engine loads while the port already answers (`/readyz` is red
                       finish for up to drain_s, what still runs then fails with an error event;
                       exit 0
     SIGINT again    → exit at once
+    SIGHUP          → configuration and certificate are read again: see reload.py
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 
@@ -39,6 +41,7 @@ from verger.gateway.advertising import Advertising
 from verger.gateway.app import create_app
 from verger.gateway.connection import CLOSE_S, KEEP_ALIVE_S, Connection, raw_reply
 from verger.gateway.engine_client import EngineClient
+from verger.gateway.fresh_settings import FreshSettings, ReadSettings, settings_part
 from verger.gateway.hosts import machine_names
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
@@ -50,6 +53,9 @@ logger = logging.getLogger("verger.gateway")
 
 BACKLOG = 1024
 """Connections that wait to be accepted; macOS allows 128 of them."""
+SEND_BUFFER_BYTES = 128 * 1024
+"""In the kernel, per connection: left to itself it takes megabytes for a client that does not read,
+so that such a client would hardly ever be noticed."""
 SPARE_FILES = 256
 """File descriptors for all that is no client's connection."""
 MAX_LOAD_S = 900.0
@@ -58,11 +64,16 @@ MAX_LOAD_S = 900.0
 _CUT_OFF = "ASGI callable returned without completing response."
 
 
-def run(settings: ServerSettings) -> int:
-    """Serve until a signal; returns the process's exit code. Raises StartupError."""
+def run(settings: ServerSettings, read_settings: ReadSettings | None = None) -> int:
+    """Serve until a signal; returns the process's exit code. Raises StartupError.
+
+    `read_settings` is for SIGHUP; without it only the certificate is read again.
+    """
     raise_open_files(MAX_CONNECTIONS + SPARE_FILES)
     with listen(settings.host, settings.port) as listener:
         service = build_service(settings)
+        read = read_settings or partial(FreshSettings, settings)
+        service.reloader.add("configuration", settings_part(service, read))
         server = GatewayServer(service)
         host, port = listener.getsockname()[:2]
         scheme = "http" if service.tls is None else "https"
@@ -83,9 +94,10 @@ def listen(host: str, port: int) -> socket.socket:
                 "with --port"
             ) from None
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    # Connections inherit it. asyncio sets it for its own sockets only: without it a reply's body
-    # waits 40 ms for the client to acknowledge the head.
+    # Connections inherit all of it. asyncio sets TCP_NODELAY for its own sockets only: without it a
+    # reply's body waits 40 ms for the client to acknowledge the head.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     listener.setblocking(False)
     return listener
 
@@ -199,15 +211,24 @@ class GatewayServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Unlike uvicorn's own, does not raise the signal again afterwards: a drain exits 0."""
+        """Unlike uvicorn's own, does not raise the signal again afterwards: a drain exits 0.
+
+        The CLI holds SIGHUP back until now, and again afterwards, when nothing would handle it.
+        """
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
-            loop.add_signal_handler(number, self.ask_to_exit)
+        actions = {
+            signal.SIGTERM: self.ask_to_exit,
+            signal.SIGINT: self.ask_to_exit,
+            signal.SIGHUP: self._service.reloader.reload,
+        }
+        for number, action in actions.items():
+            loop.add_signal_handler(number, action)
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
             yield
         finally:
-            for number in signals:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            for number in actions:
                 loop.remove_signal_handler(number)
 
     def ask_to_exit(self) -> None:

@@ -22,6 +22,7 @@ from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.key_ring import KeyRing
+from verger.gateway.reload import Reloader
 from verger.gateway.settings import ServerSettings
 from verger.log import key_values
 
@@ -36,6 +37,7 @@ class Service:
     """One per process."""
 
     settings: ServerSettings
+    """Replaced as a whole on SIGHUP: ask for them each time."""
     vocabulary: Vocabulary
     engine: EngineClient
     dates: PinnedDates
@@ -45,6 +47,8 @@ class Service:
     is_draining: bool = False
     tls: SSLContext | None = None
     """What connections are secured with; None where the server speaks plain HTTP."""
+    reloader: Reloader = field(default_factory=Reloader)
+    """What SIGHUP reads again."""
     own_names: set[str] = field(default_factory=set)
     """What this machine is called, and what Bonjour calls it."""
     lan: Lan = NOT_ADVERTISED
