@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 from tests.gateway.harness import Gateway, PlayedEngine, raw_chat
 from tests.gateway.test_streams import FINAL
 from verger.gateway.connection import (
+    CLOSE,
     MAX_HEADER_BYTES,
     MAX_HEADERS,
     MAX_URL_BYTES,
@@ -140,14 +141,15 @@ async def test_a_head_that_trickles_in_is_cut_off(
     assert "event=cut_off reason=slow_head client=127.0.0.1" in caplog.text
 
 
+@pytest.mark.parametrize("piece", [b"\r\n", LIVEZ[:10]])
 async def test_a_second_head_has_its_own_time(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, piece: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CONSTANTS + "HEAD_TIMEOUT_S", 0.05)
     async with connected(served[0]) as (reader, writer):
         writer.write(LIVEZ)
         assert (await next_reply(reader))[0] == 200
-        writer.write(LIVEZ[:10])
+        writer.write(piece)
         assert await all_of(reader) == b""
 
 
@@ -322,10 +324,15 @@ async def test_a_client_that_stops_reading_is_cut_off(monkeypatch: pytest.Monkey
 
 async def test_a_client_that_does_not_go_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CONSTANTS + "CLOSE_S", 0.05)
-    for end in ("timeout_keep_alive_handler", "shutdown"):
+    ends: list[Callable[[Connection], None]] = [
+        lambda connection: connection.timeout_keep_alive_handler(),
+        lambda connection: connection.shutdown(),
+        lambda connection: connection.app_state[CLOSE](),  # A stream that failed.
+    ]
+    for end in ends:
         transport = StubTransport()
         connection = a_connection(transport)
-        getattr(connection, end)()
+        end(connection)
         assert transport.is_closed
         await transport.aborted.wait()
         connection.connection_lost(None)
