@@ -138,8 +138,8 @@ async def test_a_missing_or_doubled_host_is_refused(served: Served, head: str) -
 
 @pytest.mark.anyio
 async def test_names_that_are_configured_are_answered_to(tmp_path: Path) -> None:
-    settings = {"name": "Office-Mini", "allowed_hosts": ("mini.tail1234.ts.net", "203.0.113.5")}
-    async with ready_gateway(tmp_path, **settings) as (gateway, _):
+    allowed = ("mini.tail1234.ts.net", "203.0.113.5")
+    async with ready_gateway(tmp_path, name="Office-Mini", allowed_hosts=allowed) as (gateway, _):
         gateway.service.own_names.add("mac12.local")
         for host in (
             *("localhost", "office-mini:8374", "office-mini.local", "mini.tail1234.ts.net"),

@@ -86,7 +86,7 @@ def test_what_a_running_server_takes_over_and_what_needs_a_restart(tmp_path: Pat
     choice = ModelChoice("m", ModelFolder(tmp_path, 4096, 1), model=None)
     running = load_config(environ={}, file=written(tmp_path, "[aliases]\ngone = 'm'\n"))
     fresh = load_config(environ={}, file=written(tmp_path, CHANGED))
-    taken = fresh_settings(running, fresh, choice, fake=None)
+    taken = fresh_settings(running, fresh, choice, fake=None, is_insecure=False)
 
     assert taken.needs_restart == (
         *("engine.max_rows", "engine.model"),

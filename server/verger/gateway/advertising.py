@@ -25,7 +25,7 @@ from verger.gateway.engine_client import EngineState
 from verger.gateway.service import Service
 from verger.lan.advertise import STOP_S, Advertiser, Backend, make_advertiser, resolved
 from verger.lan.interfaces import Interface, choose_interfaces, reachable_addresses
-from verger.lan.records import Advert
+from verger.lan.records import Advert, host_label
 from verger.log import key_values
 
 logger = logging.getLogger("verger.gateway")
@@ -148,6 +148,8 @@ class Advertising:
         self._place, self._advert = place, advert
         self._doubts, self._last_warning = 0, ""
         self._show(name=name)
+        # What clients are told to connect to must be a host that is answered to.
+        self._service.own_names.add(f"{host_label(name)}.local")
         interfaces = ",".join(self._service.lan.interfaces)
         backend = self._backend.value
         logger.info(
