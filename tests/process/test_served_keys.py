@@ -4,7 +4,6 @@ revoked key meets, and where no key is ever seen."""
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +74,8 @@ def served(tmp_path: Path, verger_home: Path) -> Iterator[Served]:
             reader = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
             reader.start()
             yield Served(process, url, verger_home / "verger.db", lines, reader)
+            process.kill()
+            reader.join()
         finally:
             process.kill()
 
@@ -100,13 +101,11 @@ def test_tenants_share_no_prefix_and_colleagues_do(served: Served) -> None:
     assert served.cached_tokens(max_) > 0
 
 
-def test_a_revoked_key_is_refused_within_a_second(served: Served) -> None:
+def test_a_revoked_key_is_refused_from_the_next_request_on(served: Served) -> None:
     ada = make_key(served.database, "ada")
     assert served.ask(ada).status_code == 200
     revoke(served.database, "ada")
-    revoked_s = time.monotonic()
     assert served.ask(ada).status_code == 401
-    assert time.monotonic() - revoked_s < 1
 
 
 def test_no_key_and_no_prompt_is_seen_outside(served: Served) -> None:

@@ -1,6 +1,7 @@
 """`verger keys`, and what `verger serve` says of keys before it starts."""
 
 import json
+import signal
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -178,10 +179,12 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ServerSetti
     """What `verger serve` would have started."""
     settings: list[ServerSettings] = []
 
-    def run(given: ServerSettings) -> int:
+    def run(given: ServerSettings, read_settings: object) -> int:
         settings.append(given)
         return 0
 
+    # The command holds SIGHUP back, but this process is not its own.
+    monkeypatch.setattr(signal, "pthread_sigmask", lambda how, signals: set())
     monkeypatch.setattr(server, "run", run)
     monkeypatch.setattr(serve, "has_engine", lambda: True)
     write_model_folder(tmp_path / "model", tokens=HARMONY_TOKENS)
