@@ -1,10 +1,13 @@
 """Fixtures of the tests that speak multicast DNS: networks that nothing gets out of."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.lan.networks import Host, Office, host, need_namespaces, office
+from verger import paths
 
 
 @pytest.fixture
@@ -26,3 +29,9 @@ def two_hosts() -> Iterator[Office]:
     need_namespaces()
     with office() as made:
         yield made
+
+
+@pytest.fixture
+def real_model(tmp_path: Path) -> str:
+    """A model that is not called nano."""
+    return str(shutil.copytree(paths.nano_dir(), tmp_path / "office-model"))

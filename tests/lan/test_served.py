@@ -1,28 +1,19 @@
 """`verger serve` on a network of the test's own: found, asked, and gone before it has stopped."""
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.lan.networks import Host, Office
 from tests.lan.player import player
-from verger import __version__, paths
+from tests.lan.serving import serving
+from verger import __version__
 
 pytestmark = pytest.mark.process
 
-SCRIPT = r"""
-[[reply]]
-text = "<|channel|>final<|message|>aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-step_s = 0.1
-"""
 WHO = """
 import sys, urllib.request
 with urllib.request.urlopen(sys.argv[1] + "/livez", timeout=5) as answer:
@@ -37,35 +28,6 @@ with httpx.stream("POST", url, json=body, timeout=60) as answer:
         if '"content":"a' in line or "[DONE]" in line:
             print(line, flush=True)
 """
-
-
-@contextmanager
-def serving(
-    host: Host, home: Path, model: str, *flags: str, **variables: str
-) -> Iterator[subprocess.Popen[str]]:
-    """A ready server on the host whose engine plays the script."""
-    home.mkdir()
-    (home / "script.toml").write_text(SCRIPT)
-    command = [sys.executable, "-P", "-m", "verger.cli.main", "serve", "--model", model]
-    command += ["--fake", str(home / "script.toml"), *flags]
-    environment = {**os.environ, "VERGER_HOME": str(home), "VERGER_SERVER_NAME": "office-mini"}
-    with subprocess.Popen(
-        host.command(*command), env=environment | variables, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stderr is not None
-            next(line for line in process.stderr if "event=advertised" in line)
-            # Nobody reads on: a thread keeps the pipe from filling.
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield process
-        finally:
-            process.kill()
-
-
-@pytest.fixture
-def real_model(tmp_path: Path) -> str:
-    """A model that is not called nano."""
-    return str(shutil.copytree(paths.nano_dir(), tmp_path / "office-model"))
 
 
 def test_a_server_is_found_answers_and_is_gone_before_its_last_answer(
