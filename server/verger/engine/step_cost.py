@@ -22,6 +22,8 @@ CLASS_STEPS = 12
 """Steps kept of a size class, which is a power of two of tokens."""
 RECENT_STEPS = 5
 """When so many in a row are off by SPEED_CHANGE, the whole machine has changed its speed."""
+KNOWN_STEPS = 3
+"""Seen of a size class before a step of it can tell: others may only be unlike the rest."""
 SPEED_CHANGE = 1.33
 """Smaller changes come with newer steps, which count more."""
 AGE_STEPS = 12
@@ -89,8 +91,9 @@ class StepCostFit:
         self._observed += 1
         step = ObservedStep(work, seconds, self.cost.seconds(work), self._observed)
         kept = self._classes.setdefault(work.tokens.bit_length(), deque(maxlen=CLASS_STEPS))
+        if len(kept) >= KNOWN_STEPS:
+            self._recent.append(step)
         kept.append(step)
-        self._recent.append(step)
         self._follow_speed()
         self.cost = fit(self.steps)
 
