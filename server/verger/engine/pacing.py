@@ -26,7 +26,7 @@ MIN_RATE_SHARE = 0.5
 """Of the best prefill rate; what decoding rows may not take away."""
 FIRST_BESIDE_TOKENS = 512
 """The chunk beside decoding rows before any step was seen; alone it is the largest."""
-MAX_GROWTH = 2
+MAX_GROWTH = 1.25
 """From one chunk beside decoding rows to the next, so that a bad fit freezes nobody."""
 MIN_OBSERVED_TOKENS = 16
 """Steps with fewer prompt tokens leave some experts unread and tell nothing of chunks."""
@@ -81,7 +81,7 @@ class Pacer:
         least = self._least_worth_while(start, beside, alone)
         chunk = max(least, min(alone, self._largest_within(target_s, start, beside)))
         last = self._stats.chunk_tokens or FIRST_BESIDE_TOKENS
-        chunk = min(chunk, MAX_GROWTH * last)
+        chunk = min(chunk, max(least, int(MAX_GROWTH * last)))
         step_s = self._step_s(start, chunk, beside)
         self._stats = replace(
             self._stats,

@@ -26,6 +26,8 @@ KNOWN_STEPS = 3
 """Seen of a size class before a step of it can tell: others may only be unlike the rest."""
 SPEED_CHANGE = 1.33
 """Smaller changes come with newer steps, which count more."""
+MAX_SPEED_CHANGE = 3.0
+"""No machine changes its speed by more: it is the fit that is wrong, about other steps than these."""
 AGE_STEPS = 12
 """A step so old counts half; one much older still tells what the newer ones leave open."""
 PRIOR_STEPS = 0.05
@@ -102,6 +104,8 @@ class StepCostFit:
             return
         changes = [step.seconds / step.expected_s for step in self._recent]
         if min(changes) <= SPEED_CHANGE and 1 / SPEED_CHANGE <= max(changes):
+            return
+        if not 1 / MAX_SPEED_CHANGE <= median(changes) <= MAX_SPEED_CHANGE:
             return
         for step in self.steps:
             if step not in self._recent:
