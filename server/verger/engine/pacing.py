@@ -28,6 +28,10 @@ FIRST_BESIDE_TOKENS = 512
 """The chunk beside decoding rows before any step was seen; alone it is the largest."""
 MAX_GROWTH = 1.25
 """From one chunk beside decoding rows to the next, so that a bad fit freezes nobody."""
+ERROR_SHARE = 0.25
+"""Of the newest step in what is known of the fit's error."""
+TOLERATED_ERROR = 0.03
+"""Smaller errors are noise, and not worth smaller chunks."""
 MIN_OBSERVED_TOKENS = 16
 """Steps with fewer prompt tokens leave some experts unread and tell nothing of chunks."""
 
@@ -44,12 +48,21 @@ class Pacer:
         quantum = min(CHUNK_QUANTUM_TOKENS, max_chunk_tokens)
         self._sizes = range(quantum, max_chunk_tokens + 1, quantum)
         self._fit = StepCostFit()
+        self._alone_error = self._beside_error = 1.0
+        """How much longer steps take than the fit says, of late: without decodes, and with."""
         self._stats = PrefillStats(target_itl_s=target_s)
 
     def observe(self, work: Work, seconds: float, prefill_tokens: int) -> None:
         """One settled step: all its work, its duration, how many of its tokens were a prompt's."""
-        if prefill_tokens >= MIN_OBSERVED_TOKENS and seconds > 0:
-            self._fit.observe(work, seconds)
+        if prefill_tokens < MIN_OBSERVED_TOKENS or seconds <= 0:
+            return
+        if self._fit.steps:
+            error = seconds / self._fit.cost.seconds(work)
+            if work.tokens == prefill_tokens:
+                self._alone_error += (error - self._alone_error) * ERROR_SHARE
+            else:
+                self._beside_error += (error - self._beside_error) * ERROR_SHARE
+        self._fit.observe(work, seconds)
 
     def chunk_tokens(self, start: int, beside: Work, has_decodes: bool) -> int:
         """How many tokens the next chunk of a row may compute that stands at `start`, in a step
@@ -57,7 +70,8 @@ class Pacer:
         if not self._fit.steps:
             return min(FIRST_BESIDE_TOKENS if has_decodes else MAX_CHUNK_TOKENS, self._sizes[-1])
         alone = self._chunk_alone(start)
-        best_tokens_s = alone / self._step_s(start, alone)
+        # A fit to small chunks may promise of large ones what they do not keep.
+        best_tokens_s = alone / self._step_s(start, alone) / max(1.0, self._alone_error)
         self._stats = replace(self._stats, best_tokens_s=best_tokens_s)
         return self._chunk_beside(start, beside, alone) if has_decodes else alone
 
@@ -79,7 +93,8 @@ class Pacer:
     def _chunk_beside(self, start: int, beside: Work, alone: int) -> int:
         target_s = self._stats.target_itl_s
         least = self._least_worth_while(start, beside, alone)
-        chunk = max(least, min(alone, self._largest_within(target_s, start, beside)))
+        limit_s = target_s / max(1.0, self._beside_error - TOLERATED_ERROR)
+        chunk = max(least, min(alone, self._largest_within(limit_s, start, beside)))
         last = self._stats.chunk_tokens or FIRST_BESIDE_TOKENS
         chunk = min(chunk, max(least, int(MAX_GROWTH * last)))
         step_s = self._step_s(start, chunk, beside)
