@@ -27,7 +27,7 @@ KNOWN_STEPS = 3
 SPEED_CHANGE = 1.33
 """Smaller changes come with newer steps, which count more."""
 MAX_SPEED_CHANGE = 3.0
-"""No machine changes its speed by more: it is the fit that is wrong, about other steps than these."""
+"""No machine changes its speed by more: the fit is wrong then, about other steps than these."""
 AGE_STEPS = 12
 """A step so old counts half; one much older still tells what the newer ones leave open."""
 PRIOR_STEPS = 0.05
