@@ -186,3 +186,25 @@ def test_the_price_of_recomputing_is_what_the_chunks_take() -> None:
         seconds += step_s(LAPTOP, start, tokens)
         start += tokens
     assert pacer.prefill_s(0, start) == pytest.approx(seconds, rel=0.05)
+
+
+def test_no_better_rate_is_promised_than_was_seen_that_deep_in_a_prompt() -> None:
+    """Short prompts that are cheap change the fit, not what large chunks have really taken."""
+    pacer = Pacer(target_s=0.25)
+    for start in range(0, 8_192, 2_048):
+        pacer.observe(prefill_work(start, start + 2_048), 2.0 + start / 2_048, 2_048)
+    for _ in range(50):
+        pacer.observe(prefill_work(0, 64), 0.01, 64)
+    for start, slowest_s in ((0, 2.0), (5_000, 4.0), (50_000, 5.0)):
+        pacer.chunk_tokens(start, DECODES, has_decodes=True)
+        assert pacer.stats().best_tokens_s <= 2_048 / slowest_s
+
+
+def test_steps_beside_decodes_that_take_longer_than_said_make_smaller_chunks() -> None:
+    pacer = Pacer(target_s=0.25)
+    for tokens in (64, 128, 256) * 4:
+        pacer.observe(prefill_work(0, tokens), 0.05 + tokens / 1_000, tokens)
+    before = pacer.chunk_tokens(0, DECODES, has_decodes=True)
+    for _ in range(3):
+        pacer.observe(prefill_work(0, 96) + DECODES, 0.4, 96)
+    assert pacer.chunk_tokens(0, DECODES, has_decodes=True) < before

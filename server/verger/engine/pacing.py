@@ -8,6 +8,7 @@ chunk never shrinks so far that prefill runs at less than half of its best rate:
 cost, and below that nearly all of it would be paid for nothing.
 """
 
+import math
 from bisect import bisect_right
 
 from msgspec.structs import replace
@@ -28,6 +29,10 @@ FIRST_BESIDE_TOKENS = 512
 """The chunk beside decoding rows before any step was seen; alone it is the largest."""
 MAX_GROWTH = 1.25
 """From one chunk beside decoding rows to the next, so that a bad fit freezes nobody."""
+LARGE_TOKENS = 512
+"""A chunk from which the best rate can be told."""
+DEPTH_TOKENS = 1024
+"""The rate falls with the depth in a prompt: what is told apart."""
 ERROR_SHARE = 0.25
 """Of the newest step in what is known of the fit's error."""
 TOLERATED_ERROR = 0.03
@@ -48,20 +53,22 @@ class Pacer:
         quantum = min(CHUNK_QUANTUM_TOKENS, max_chunk_tokens)
         self._sizes = range(quantum, max_chunk_tokens + 1, quantum)
         self._fit = StepCostFit()
-        self._alone_error = self._beside_error = 1.0
-        """How much longer steps take than the fit says, of late: without decodes, and with."""
+        self._beside_error = 1.0
+        """How much longer steps with decodes take than the fit says, of late."""
+        self._alone_rates: dict[int, float] = {}
+        """Tokens per second of the last large chunk without decodes that began at each depth."""
         self._stats = PrefillStats(target_itl_s=target_s)
 
     def observe(self, work: Work, seconds: float, prefill_tokens: int) -> None:
         """One settled step: all its work, its duration, how many of its tokens were a prompt's."""
         if prefill_tokens < MIN_OBSERVED_TOKENS or seconds <= 0:
             return
-        if self._fit.steps:
+        if work.tokens == prefill_tokens >= LARGE_TOKENS:
+            start = work.attended / work.tokens - work.tokens / 2
+            self._alone_rates[int(start) // DEPTH_TOKENS] = prefill_tokens / seconds
+        if work.tokens > prefill_tokens and self._fit.steps:
             error = seconds / self._fit.cost.seconds(work)
-            if work.tokens == prefill_tokens:
-                self._alone_error += (error - self._alone_error) * ERROR_SHARE
-            else:
-                self._beside_error += (error - self._beside_error) * ERROR_SHARE
+            self._beside_error += (error - self._beside_error) * ERROR_SHARE
         self._fit.observe(work, seconds)
 
     def chunk_tokens(self, start: int, beside: Work, has_decodes: bool) -> int:
@@ -71,7 +78,7 @@ class Pacer:
             return min(FIRST_BESIDE_TOKENS if has_decodes else MAX_CHUNK_TOKENS, self._sizes[-1])
         alone = self._chunk_alone(start)
         # A fit to small chunks may promise of large ones what they do not keep.
-        best_tokens_s = alone / self._step_s(start, alone) / max(1.0, self._alone_error)
+        best_tokens_s = min(alone / self._step_s(start, alone), self._rate_seen(start))
         self._stats = replace(self._stats, best_tokens_s=best_tokens_s)
         return self._chunk_beside(start, beside, alone) if has_decodes else alone
 
@@ -89,6 +96,11 @@ class Pacer:
     def _chunk_alone(self, start: int) -> int:
         longest = self._largest_within(MAX_ALONE_STEP_S, start, NOTHING)
         return max(longest, min(MIN_ALONE_TOKENS, self._sizes[-1]))
+
+    def _rate_seen(self, start: int) -> float:
+        """Of the last large chunk that began about there, or as near before it as was seen."""
+        depths = [depth for depth in self._alone_rates if depth <= start // DEPTH_TOKENS]
+        return self._alone_rates[max(depths)] if depths else math.inf
 
     def _chunk_beside(self, start: int, beside: Work, alone: int) -> int:
         target_s = self._stats.target_itl_s
