@@ -26,10 +26,11 @@ MAY_IMPORT = {
     "api": {"formats", *PURE},
     "lan": COMMON,
     "connect": COMMON,
+    "costs": PURE,
     "macos": COMMON,
-    "gateway": {"api", "formats", "lan", "connect", *PURE},
+    "gateway": {"api", "formats", "lan", "connect", "costs", *PURE},
     "bench": {"formats", "timings", *PURE},
-    "cli": {"gateway", "bench", "api", "formats", "lan", "connect", "macos", *PURE},
+    "cli": {"gateway", "bench", "api", "formats", "lan", "connect", "costs", "macos", *PURE},
     "engine": {"timings", *PURE},
 }
 """Layer → the layers it may import besides itself; gateway and engine share only PURE."""

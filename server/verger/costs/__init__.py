@@ -1,0 +1,1 @@
+"""What tokens cost, here and elsewhere: dated prices, and the formulas that compare them."""
