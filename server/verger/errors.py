@@ -32,6 +32,7 @@ Imported by all layers; must not import anything of Verger.
     │   ├── NoKeys              open to the network, and nobody has a key
     │   ├── KeyNameTaken
     │   ├── KeyNotFound
+    │   ├── SnapshotError           prices or indices are damaged, or cannot be compared
     │   └── InstanceError           a client found no server that it can use
     │       ├── Unreachable
     │       └── IdentityChanged     it is not the server that was used before
@@ -255,6 +256,10 @@ class KeyNameTaken(StartupError):
 
 class KeyNotFound(StartupError):
     """No key in use has this name or prefix."""
+
+
+class SnapshotError(StartupError):
+    """A file of prices or indices is damaged, or does not say what it was asked."""
 
 
 class InstanceError(StartupError):

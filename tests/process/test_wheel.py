@@ -81,12 +81,15 @@ def test_the_installed_wheel_finds_its_own_data(site_packages: Path) -> None:
     program = (
         "from verger import paths\n"
         "from verger.catalogue import load_catalogue\n"
+        "from verger.costs.prices import load_snapshot\n"
         "print(paths.data_dir())\n"
-        "print(*load_catalogue(paths.catalogue_dir()))"
+        "print(*load_catalogue(paths.catalogue_dir()))\n"
+        "print(*load_snapshot(paths.catalogue_dir()).indices)"
     )
     assert run(site_packages, "-c", program).splitlines() == [
         str(site_packages / "verger" / "_data"),
         "nano gpt-oss-20b gpt-oss-120b",
+        "4.3 2025-08",
     ]
 
 
