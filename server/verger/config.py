@@ -80,10 +80,28 @@ class LanConfig(Struct, frozen=True):
     interfaces: Annotated[str, Meta(max_length=1_000)] = ""
 
 
+class CostsConfig(Struct, frozen=True):
+    """What is known of this Mac, for the commands that count money: US dollars and fractions.
+
+    None leaves the value to what models/machines/ assumes.
+    """
+
+    mac_price: Annotated[float, Meta(ge=0)] | None = None
+    resale: Annotated[float, Meta(ge=0, le=1)] | None = None
+    years: Annotated[float, Meta(gt=0, le=100)] | None = None
+    kwh: Annotated[float, Meta(ge=0)] | None = None
+    idle_w: Annotated[float, Meta(ge=0)] | None = None
+    active_w: Annotated[float, Meta(ge=0)] | None = None
+    decode_tok_s: Annotated[float, Meta(gt=0)] | None = None
+    prefill_tok_s: Annotated[float, Meta(gt=0)] | None = None
+    busy: Annotated[float, Meta(gt=0, le=1)] | None = None
+
+
 _SECTIONS: Mapping[str, type[Struct]] = {
     "server": ServerConfig,
     "engine": EngineConfig,
     "lan": LanConfig,
+    "costs": CostsConfig,
 }
 _FIELDS = {
     f"{section}.{field.name}": field
@@ -108,6 +126,7 @@ class Config:
     server: ServerConfig
     engine: EngineConfig
     lan: LanConfig
+    costs: CostsConfig
     aliases: Mapping[str, str]
     settings: Mapping[str, Setting]
 
@@ -145,6 +164,7 @@ def _config(settings: dict[str, Setting]) -> Config:
         server=msgspec.convert(_section(settings, "server"), ServerConfig),
         engine=msgspec.convert(_section(settings, "engine"), EngineConfig),
         lan=msgspec.convert(_section(settings, "lan"), LanConfig),
+        costs=msgspec.convert(_section(settings, "costs"), CostsConfig),
         aliases=_section(settings, "aliases"),
         settings=settings,
     )

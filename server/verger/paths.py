@@ -71,6 +71,16 @@ def instance_id_file() -> Path:
     return home() / "instance_id"
 
 
+def database_file() -> Path:
+    """What must not be lost: the ledger."""
+    return home() / "verger.db"
+
+
+def fetched_dir() -> Path:
+    """Prices that were fetched since this version of Verger was made."""
+    return home() / "fetched"
+
+
 def models_dir() -> Path:
     """Downloaded models, one folder each, named after the catalogue's id."""
     return home() / "models"

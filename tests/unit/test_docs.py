@@ -15,7 +15,7 @@ from verger import errors
 from verger.api import chat_body, status
 from verger.api.json_body import MAX_JSON_DEPTH
 from verger.cli.main import app as cli
-from verger.config import RELOADABLE, EngineConfig, LanConfig, ServerConfig
+from verger.config import RELOADABLE, CostsConfig, EngineConfig, LanConfig, ServerConfig
 from verger.connect.entries import load_clients
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
@@ -39,6 +39,7 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     "server": ServerConfig,
     "engine": EngineConfig,
     "lan": LanConfig,
+    "costs": CostsConfig,
 }
 STATUS_STRUCTS: dict[str, type[msgspec.Struct]] = {
     "lan": status.Lan,

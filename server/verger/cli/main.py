@@ -14,10 +14,12 @@ from verger import __version__
 from verger.cli.bench import bench
 from verger.cli.config import config
 from verger.cli.connect import connect
+from verger.cli.cost import cost
 from verger.cli.discover import discover
 from verger.cli.env import env
 from verger.cli.keys import keys
 from verger.cli.models import models
+from verger.cli.providers import providers
 from verger.cli.serve import serve
 from verger.errors import EXIT_CANNOT_START, StartupError
 
@@ -34,6 +36,8 @@ app.command()(discover)
 app.command()(env)
 app.command()(connect)
 app.add_typer(keys, name="keys")
+app.command()(cost)
+app.add_typer(providers, name="providers")
 app.add_typer(bench, name="bench")
 
 
