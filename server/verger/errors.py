@@ -10,6 +10,7 @@ Imported by all layers; must not import anything of Verger.
     │   ├── AnswerTooLong           400  not finished after hours
     │   ├── HostNotAllowed          403  a Host header that is not one of ours: DNS rebinding
     │   ├── OriginNotAllowed        403  another site's web page wants something done
+    │   ├── BudgetExhausted         402  what the cloud may cost is spent
     │   ├── ModelNotFound           404  names what there is
     │   ├── AuthenticationFailed    401  no key, or none that is known here
     │   ├── RouteNotFound           404
@@ -23,6 +24,7 @@ Imported by all layers; must not import anything of Verger.
     │   ├── EngineUnavailable       503  the engine died, or is still loading
     │   ├── Overloaded              503  a queue is full
     │   ├── KeysUnavailable         503  whose key it is cannot be found out
+    │   ├── LedgerUnavailable       503  nothing can be spent that cannot be accounted for
     │   └── InternalError           500  a defect of ours; the log has the traceback
     ├── StartupError            exit code 3: one line on stderr, no traceback
     │   ├── ConfigError
@@ -32,6 +34,7 @@ Imported by all layers; must not import anything of Verger.
     │   ├── NoKeys              open to the network, and nobody has a key
     │   ├── KeyNameTaken
     │   ├── KeyNotFound
+    │   ├── LedgerError             the ledger cannot be opened
     │   ├── SnapshotError           prices or indices are damaged, or cannot be compared
     │   └── InstanceError           a client found no server that it can use
     │       ├── Unreachable
@@ -131,6 +134,14 @@ class OriginNotAllowed(RequestError):
     code = "origin_not_allowed"
 
 
+class BudgetExhausted(RequestError):
+    """The worst case of a call exceeds what is left of a budget."""
+
+    status = 402
+    code = "budget_exhausted"
+    type = "insufficient_quota"
+
+
 class ModelNotFound(RequestError):
     """The request names a model that is neither served nor an alias."""
 
@@ -219,6 +230,12 @@ class KeysUnavailable(ServiceError):
     code = "keys_unavailable"
 
 
+class LedgerUnavailable(ServiceError):
+    """The ledger cannot be written or read, or too many calls are under way."""
+
+    code = "ledger_unavailable"
+
+
 class InternalError(ServiceError):
     """A defect of ours."""
 
@@ -256,6 +273,10 @@ class KeyNameTaken(StartupError):
 
 class KeyNotFound(StartupError):
     """No key in use has this name or prefix."""
+
+
+class LedgerError(StartupError):
+    """The ledger's database cannot be opened."""
 
 
 class SnapshotError(StartupError):
