@@ -57,7 +57,7 @@ def user_config_dir() -> Path:
 
 
 def database_file() -> Path:
-    """The state that is more than files: keys, and what is counted of them."""
+    """The state that is more than files: keys, and the ledger."""
     return home() / "verger.db"
 
 
@@ -69,11 +69,6 @@ def cache_dir() -> Path:
 def instance_id_file() -> Path:
     """The UUID of this server, by which clients know it again."""
     return home() / "instance_id"
-
-
-def database_file() -> Path:
-    """What must not be lost: the ledger."""
-    return home() / "verger.db"
 
 
 def fetched_dir() -> Path:

@@ -124,6 +124,24 @@ def test_what_the_gateway_is_told(tmp_path: Path, verger_home: Path) -> None:
     assert settings.aliases["openai/gpt-oss-20b"] == "gpt-oss-20b"
     assert (settings.bonjour, settings.lan_interfaces) == ("dnssd", ("en0", "192.168.1.20"))
     assert settings.instance_id == (verger_home / "instance_id").read_text().strip()
+    assert settings.database_file == verger_home / "verger.db"
+    assert settings.prices.price("openai", "gpt-5-mini") is not None
+    assert settings.machine is None, "nobody assumes a Mac for the embedded model"
+
+
+def test_the_gateway_is_told_what_this_mac_is_taken_to_be(tmp_path: Path) -> None:
+    write_model_folder(tmp_path / "gpt-oss-20b")
+    choice = resolve_model(
+        "gpt-oss-20b",
+        load_catalogue(paths.catalogue_dir()),
+        ModelPlaces(models_dir=tmp_path, nano_dir=tmp_path),
+        memory_bytes=64_000_000_000,
+        is_loopback=True,
+    )
+    config = load_config(environ={"VERGER_COSTS_DECODE_TOK_S": "99"})
+    machine = serve.settings_for(config, choice, fake=None).machine
+    assert machine is not None
+    assert (machine.decode_tok_s, machine.prefill_tok_s) == (99, 1200)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import typer
 
 from verger import log, paths
 from verger.catalogue import ModelChoice, SamplingDefaults, load_catalogue, resolve_model
+from verger.cli.assumed import assumed_mac, shipped_and_fetched
 from verger.cli.machine import has_engine, memory_bytes, model_places
 from verger.config import (
     SERVED_MODEL,
@@ -108,7 +109,7 @@ def settings_for(
     from verger.gateway.settings import ServerSettings
     from verger.lan.advertise import Backend
 
-    engine = config.engine
+    engine, mac = config.engine, assumed_mac(config, choice.id)
     has_disk = engine.prefix_cache and engine.disk_gib > 0
     return ServerSettings(
         model_id=choice.id,
@@ -138,6 +139,8 @@ def settings_for(
         disk_daily_bytes=_bytes(engine.disk_daily_gib),
         database_file=paths.database_file(),
         is_insecure=is_insecure,
+        prices=shipped_and_fetched(),
+        machine=None if mac is None else mac.assumed.machine(),
         fake_script=fake,
     )
 

@@ -1,6 +1,6 @@
 """The routes, and what is wrapped around them.
 
-Built by `server` and by tests. The lifespan starts the engine and ends it.
+Built by `server` and by tests. The lifespan starts the engine and ends it, the ledger around it.
 """
 
 from collections.abc import AsyncIterator
@@ -34,6 +34,7 @@ def create_app(service: Service) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        service.accounts.ledger.open()
         await service.engine.start()
         try:
             yield
@@ -41,6 +42,7 @@ def create_app(service: Service) -> Starlette:
             await refills.close()
             await service.engine.stop(drain_s=0)
             service.keys.close()
+            await service.accounts.ledger.close()
 
     models, health = Models(service), Health(service)
     app = Starlette(
@@ -55,7 +57,7 @@ def create_app(service: Service) -> Starlette:
             Route("/v1/health", health.readyz),
         ],
         middleware=[
-            Middleware(Edge, clock=service.monotonic_s),
+            Middleware(Edge, clock=service.monotonic_s, account=service.accounts.close),
             Middleware(HostGuard, names=lambda: service.host_names),
             Middleware(Cors, origins=lambda: service.settings.cors_origins),
             Middleware(Authentication, keys=service.keys, clock=service.monotonic_s),

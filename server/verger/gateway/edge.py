@@ -13,12 +13,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from verger.api.errors import encode_error
+from verger.costs.prices import Price
 from verger.errors import (
     BodyTooLarge,
+    BudgetExhausted,
     InternalError,
     ReplyError,
     RequestTimeout,
 )
+from verger.gateway.ledger_store import Reservation
 from verger.gateway.receive import ClientGone
 from verger.log import key_values
 
@@ -31,8 +34,18 @@ _RECORD = "verger.record"
 
 
 @dataclass(slots=True)
+class CloudCall:
+    """A call that may cost cash."""
+
+    reservation: Reservation
+    price: Price
+    said_usd: float | None = None
+    """What the provider itself says that it cost."""
+
+
+@dataclass(slots=True)
 class RequestRecord:
-    """What the log line says of one request; what stays None is left out."""
+    """What the log line and the ledger say of one request; what stays None is left out."""
 
     id: str
     arrived_s: float
@@ -53,6 +66,15 @@ class RequestRecord:
     """The ways in which the model broke its format."""
     reply_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     """What the layers within add to the reply, whatever it will be."""
+    key_id: str | None = None
+    model_asked: str | None = None
+    reasoning_tokens: int | None = None
+    route: str | None = None
+    """Where it is answered; None until somebody works on it."""
+    provider: str | None = None
+    call: CloudCall | None = None
+    attempt: int = 1
+    """Of several providers that were asked in turn, which one it is."""
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -64,9 +86,16 @@ def record_of(scope: Scope) -> RequestRecord:
 class Edge:
     """Pure ASGI; outside of Starlette's own handling of unknown routes and methods."""
 
-    def __init__(self, app: ASGIApp, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        clock: Callable[[], float],
+        account: Callable[[RequestRecord, float], None],
+    ) -> None:
+        """`account` is told of each request at its end, with the seconds that it took."""
         self._app = app
         self._clock = clock
+        self._account = account
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,6 +107,7 @@ class Edge:
             await self._answer(scope, receive, _stamped(send, record))
         finally:
             self._log(scope, record)
+            self._account(record, self._clock() - record.arrived_s)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
@@ -123,6 +153,9 @@ def error_response(error: ReplyError, headers: Mapping[str, str] | None = None) 
     if error.status in (429, 503):
         # Some clients give up at once when they are not told when to come back.
         response.headers["retry-after"] = str(error.retry_after_s or RETRY_AFTER_S)
+    if isinstance(error, BudgetExhausted):
+        # It will be no different in a second, and SDKs try again unless told.
+        response.headers["x-should-retry"] = "false"
     if isinstance(error, BodyTooLarge | RequestTimeout):
         # The rest of the body may still be on its way; the connection cannot be used again.
         response.headers["connection"] = "close"

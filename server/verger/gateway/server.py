@@ -74,6 +74,7 @@ def run(settings: ServerSettings, read_settings: ReadSettings | None = None) -> 
         service = build_service(settings)
         read = read_settings or partial(FreshSettings, settings)
         service.reloader.add("configuration", settings_part(service, read))
+        service.accounts.ledger.open()
         server = GatewayServer(service)
         host, port = listener.getsockname()[:2]
         scheme = "http" if service.tls is None else "https"

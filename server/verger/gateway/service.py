@@ -20,8 +20,10 @@ from verger.config import is_loopback
 from verger.formats.conversation import Conversation
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
+from verger.gateway.accounting import Accounts
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.key_ring import KeyRing
+from verger.gateway.ledger import Ledger
 from verger.gateway.reload import Reloader
 from verger.gateway.settings import ServerSettings
 from verger.log import key_values
@@ -54,6 +56,7 @@ class Service:
     lan: Lan = NOT_ADVERTISED
     """What the network is being told, kept by `advertising`."""
     keys: KeyRing = field(init=False)
+    accounts: Accounts = field(init=False)
     started_s: float = field(init=False)
     started_unix_s: int = field(init=False)
     system_fingerprint: str = field(init=False)
@@ -66,6 +69,13 @@ class Service:
             None if self.settings.is_insecure else self.settings.database_file,
             is_loopback=is_loopback(self.settings.host),
             is_insecure=self.settings.is_insecure,
+            unix_s=self.unix_s,
+        )
+        self.accounts = Accounts(
+            ledger=Ledger(self.settings.database_file),
+            model_id=self.settings.model_id,
+            prices=self.settings.prices,
+            machine=self.settings.machine,
             unix_s=self.unix_s,
         )
         served = f"{self.settings.model_id} {__version__}"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+from verger.costs.formulas import Machine
+from verger.costs.prices import Snapshot
 from verger.lan.advertise import Backend
 from verger.messages import Sampling
 
@@ -66,8 +68,12 @@ class ServerSettings:
     disk_daily_bytes: int = 0
     """The most written there in a day."""
     database_file: Path | None = None
-    """Where the keys are; None: nowhere, there are none."""
+    """Where keys and the ledger are kept; None: no keys, and a ledger in memory, for tests."""
     is_insecure: bool = False
     """Nobody is asked for a key, whoever can reach the address."""
+    prices: Snapshot = Snapshot()
+    """What requests would cost elsewhere."""
+    machine: Machine | None = None
+    """What this machine is taken to be, to estimate what its time is worth; None: not known."""
     fake_script: Path | None = None
     """Plays scripted answers instead of loading weights (for tests of clients)."""

@@ -20,6 +20,7 @@ from verger.formats.specials import STOPS, Special
 from verger.gateway.edge import RequestRecord
 from verger.gateway.generation import Generation
 from verger.gateway.interleave import interleave
+from verger.gateway.ledger_store import LOCAL
 from verger.gateway.principal import Principal, Priority
 from verger.gateway.service import Service
 from verger.messages import (
@@ -129,11 +130,19 @@ class Turn:
             self._note_end()
         return outcome
 
+    def note_used(self) -> None:
+        """What an answer that ended early has used: it counts as much as one that was read."""
+        if self.record.finish is None:
+            found = [g.cached_tokens for g in self.generations if g.cached_tokens is not None]
+            self.record.cached_tokens = max(found, default=None)
+            self.record.completion_tokens = sum(r.completion_tokens for r in self.readers)
+
     def _note_end(self) -> None:
         """Only now is the record's `finish` set: before, a client that leaves has left early."""
         usage = total_usage([outcome.usage for outcome in self._outcomes])
         self.record.completion_tokens = usage.completion_tokens
         self.record.cached_tokens = usage.cached_tokens
+        self.record.reasoning_tokens = usage.reasoning_tokens
         self.record.finish = ",".join(outcome.finish.value for outcome in self._outcomes)
         self.record.repairs = ",".join(repair.value for repair in self._repairs) or None
 
@@ -150,6 +159,7 @@ async def open_turn(
     submit = _submission(service, principal, request, prompt)
     record.prompt_tokens = len(prompt.ids)
     async with service.engine.generate_choices(submit, request.choices) as generations:
+        record.route = LOCAL
         turn = Turn(
             prompt=prompt,
             generations=generations,
@@ -163,6 +173,7 @@ async def open_turn(
             yield turn
         finally:
             expiry.cancel()
+            turn.note_used()
 
 
 def _reader(service: Service, request: TurnRequest) -> AnswerReader:

@@ -68,6 +68,7 @@ class ChatCompletions:
             lambda: parse_chat_request(body, settings.sampling, vocabulary_size, max_choices),
             is_long,
         )
+        record.model_asked = request.model
         record.model = resolve_model(request.model, settings.model_id, settings.aliases)
         service.note_unknown_parameters(request.unknown_parameters)
         conversation = service.pin_date(tenant, request.turn.conversation)
