@@ -5,7 +5,7 @@ from typing import Any
 from verger.gateway.ledger_store import Budget, LedgerRow, Reservation
 
 NOVEMBER_MS = 1_795_300_000_000
-"""2026-11-22."""
+"""2026-11-21."""
 DECEMBER_MS = 1_796_300_000_000
 """2026-12-03."""
 RICH = Budget(key_micro_usd=10**9, total_micro_usd=10**9)

@@ -93,7 +93,10 @@ def test_the_installed_wheel_finds_its_own_data(site_packages: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("command", ["--help", "config", "models", "serve --help", "env --help"])
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "config", "models", "serve --help", "env --help", "cost", "providers rank", "usage"],
+)
 def test_the_commands_work_without_the_engine(site_packages: Path, command: str) -> None:
     assert run(site_packages, "-m", "verger.cli.main", *command.split())
 

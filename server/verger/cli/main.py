@@ -21,6 +21,7 @@ from verger.cli.keys import keys
 from verger.cli.models import models
 from verger.cli.providers import providers
 from verger.cli.serve import serve
+from verger.cli.usage import usage
 from verger.errors import EXIT_CANNOT_START, StartupError
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app.command()(discover)
 app.command()(env)
 app.command()(connect)
 app.add_typer(keys, name="keys")
+app.command()(usage)
 app.command()(cost)
 app.add_typer(providers, name="providers")
 app.add_typer(bench, name="bench")

@@ -129,13 +129,18 @@ def displaced_usd_per_h(price: Price, machine: Machine, mix: Mix) -> float:
 
 
 def break_even_busy(machine: Machine, mix: Mix, price: Price) -> float:
-    """The utilisation from which on the machine costs less than the provider.
+    """The utilisation from which on the machine costs less than the provider."""
+    return break_even_at(machine, displaced_usd_per_h(price, machine, mix))
+
+
+def break_even_at(machine: Machine, usd_per_busy_h: float) -> float:
+    """The same where a busy hour is known to spare that much elsewhere.
 
     Above 1 it never does; infinite where a busy hour's electricity alone costs more.
     """
     fixed = amortisation_usd_per_h(machine) + energy_usd_per_h(machine, 0)
     working = energy_usd_per_h(machine, 1) - energy_usd_per_h(machine, 0)
-    gain = displaced_usd_per_h(price, machine, mix) - working
+    gain = usd_per_busy_h - working
     return fixed / gain if gain > 0 else math.inf
 
 
