@@ -3,6 +3,7 @@
 import typer
 
 from verger.cli.rank import rank
+from verger.cli.refresh import refresh
 
 providers = typer.Typer(help="Compare those who sell tokens.", no_args_is_help=True)
 
@@ -13,3 +14,4 @@ def _group() -> None:
 
 
 providers.command()(rank)
+providers.command()(refresh)
