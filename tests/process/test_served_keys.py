@@ -1,8 +1,10 @@
 """`verger serve` with keys, as a process and with an engine process: what tenants share, what a
 revoked key meets, and where no key is ever seen."""
 
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -80,3 +82,13 @@ def test_beyond_loopback_it_refuses_to_start_without_a_key(verger_home: Path) ->
     assert (refused.returncode, refused.stdout) == (3, "")
     assert refused.stderr.count("\n") == 1
     assert "verger keys add NAME" in refused.stderr
+
+
+def test_whose_request_it_was_stands_in_the_ledger(served: Served) -> None:
+    ada, bob = (make_key(served.database, name) for name in ("ada", "bob"))
+    for key in (ada, bob, ada):
+        assert served.ask(key).status_code == 200
+    served.stop()
+    with closing(sqlite3.connect(served.database)) as connection:
+        rows = connection.execute("SELECT key_id, route FROM ledger ORDER BY unix_ms").fetchall()
+    assert rows == [("ada", "local"), ("bob", "local"), ("ada", "local")]

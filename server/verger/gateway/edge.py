@@ -66,7 +66,6 @@ class RequestRecord:
     """The ways in which the model broke its format."""
     reply_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     """What the layers within add to the reply, whatever it will be."""
-    key_id: str | None = None
     model_asked: str | None = None
     reasoning_tokens: int | None = None
     route: str | None = None
