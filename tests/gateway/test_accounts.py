@@ -21,7 +21,7 @@ from tests.gateway.harness import (
 from tests.ledgers import NOVEMBER_MS
 from tests.prices import MINI, price
 from verger.costs.prices import Offer, Snapshot
-from verger.errors import BudgetExhausted, LedgerError, LedgerUnavailable
+from verger.errors import BudgetExhausted, DatabaseError, LedgerError, LedgerUnavailable
 from verger.gateway.edge import error_response
 from verger.gateway.server import run
 
@@ -129,7 +129,7 @@ async def test_a_ledger_that_cannot_be_opened_keeps_the_server_from_starting(
     settings = accounted[0].service.settings
     broken = tmp_path / "broken.db"
     broken.write_bytes(b"no database" * 100)
-    with pytest.raises(LedgerError, match="broken.db"):
+    with pytest.raises((DatabaseError, LedgerError), match="broken.db"):
         run(replace(settings, database_file=broken, port=0))
 
 

@@ -83,10 +83,10 @@ def test_a_preempted_row_goes_on_as_if_nothing_had_been() -> None:
     model = random_gpt_oss(seed=4)
     random = Random(4)
     requests = [
-        Submit(i, random_ids(random, 430), 90, [], Sampling(seed=i), logprobs=0) for i in range(2)
+        Submit(i, random_ids(random, 30), 560, [], Sampling(seed=i), logprobs=0) for i in range(2)
     ]
     runner = runner_of(model, max_rows=4)
-    limit_bytes = runner.kv.ring_bytes + 4096 * runner.kv.token_bytes
+    limit_bytes = runner.kv.ring_bytes + 1_100 * runner.kv.token_bytes
     scheduler = scheduler_of(runner, limit_bytes=limit_bytes)
     frames = play(runner, scheduler, [(0, request) for request in requests])
     assert scheduler.cache_stats().preemptions > 0

@@ -131,7 +131,8 @@ async def test_answers_stay_right_while_memory_is_short(tmp_path: Path) -> None:
 
 
 async def idle_stats(client: EngineClient) -> Stats:
-    """What the engine says of itself once it has nothing to do."""
+    """What the engine says of itself once it has nothing to do; not what it said in a pause."""
+    client.stats = None
     while (stats := client.stats) is None or stats.running or stats.waiting:
         await assert_said(client, ask("say again"), "again")
     return stats
