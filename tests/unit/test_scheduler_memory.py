@@ -12,7 +12,7 @@ from verger.engine.allowance import SHARE
 from verger.engine.eviction import RETURN_S
 from verger.engine.places import MIN_CAPACITY_TOKENS
 from verger.engine.row_queue import MAX_PATIENCE_S
-from verger.messages import BATCH, FinishReason, Rejected, RejectReason, Submit
+from verger.messages import BACKGROUND, BATCH, FinishReason, Rejected, RejectReason, Submit
 
 MAX_ROWS = 4
 KV = with_rows(ECHO_KV, max_rows=MAX_ROWS)
@@ -236,3 +236,10 @@ def test_nobody_is_overtaken_for_ever() -> None:
     assert not opened(engine.step())
     engine.scheduler.cancel(1)
     assert [s.request_id for s in opened(engine.step())][0] == 2
+
+
+def test_the_background_is_not_kept_waiting_for_room_that_there_never_is() -> None:
+    """A history that leaves less than a quarter of the memory free is computed all the same."""
+    engine = make_engine(12_000)
+    engine.run(replace(submit(1, 10_000, max_tokens=0), priority=BACKGROUND), max_steps=100)
+    assert engine.finished(1).prompt_tokens == 10_000

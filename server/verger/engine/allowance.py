@@ -1,6 +1,6 @@
 """How much of what others will soon go on with may be given up for those who wait: pure.
 
-Owned by the scheduler. With more conversations than the memory holds, each that comes back costs
+Owned by the KV budget. With more conversations than the memory holds, each that comes back costs
 another its prefix. If it always got it, all time would go into computing again; if never, whoever
 came last would wait for the others' end. So it may cost a share of the time, and no more:
 

@@ -42,8 +42,6 @@ MAX_READS = 3
 """How often a request has its prefix read back, should rows need the memory meanwhile."""
 SLACK_DIVISOR = 4
 """A part of the memory that must stay free, or free of cost, when somebody computes much."""
-
-
 LONG_DIVISOR = 32
 """Computing more than fits into this part of the memory is much."""
 
@@ -371,7 +369,9 @@ class KVBudget:
         tokens = len(taker.prompt)
         own_s = self._recompute_s(taker.tokens, tokens) if taker.tokens < tokens else 0.0
         own_bytes = (tokens - taker.tokens) * self.geometry.token_bytes
-        if price_s >= own_s or own_bytes * LONG_DIVISOR <= self.limit_bytes:
+        is_much = own_bytes * LONG_DIVISOR > self.limit_bytes
+        # The background has no savings, and would wait for ever where there is never so much room.
+        if taker.is_background or price_s >= own_s or not is_much:
             return price_s
         slack_bytes = self.limit_bytes // SLACK_DIVISOR
         return own_s if self.cache.price(short + slack_bytes, now_s, taker) > 0 else price_s

@@ -259,7 +259,7 @@ class Scheduler:
                 break
             shortage = self._open(sequence, forks)
             if shortage is Shortage.TOO_DEAR:
-                self._is_claimed = True
+                self._is_claimed |= not sequence.is_background
             elif shortage is Shortage.NO_ROOM and self._queue.is_out_of_patience(
                 sequence, self._now_s
             ):

@@ -45,17 +45,29 @@ def open_database(file: Path, busy_s: float = BUSY_S) -> sqlite3.Connection:
     Raises DatabaseError.
     """
     with explained(file), ExitStack() as on_failure:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives its other two files the mode of this one.
-        os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
-        file.chmod(0o600)
-        connection = sqlite3.connect(file, timeout=busy_s, isolation_level=None)
+        connection = connect(file, busy_s)
         on_failure.callback(connection.close)
         connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
         _migrate(connection, file)
         on_failure.pop_all()
         return connection
+
+
+def connect(file: Path, busy_s: float, *, any_thread: bool = False) -> sqlite3.Connection:
+    """The file, private to its owner and in WAL mode, whatever tables it has. Errors are as they
+    come."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # SQLite gives its other two files the mode of this one.
+    os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+    file.chmod(0o600)
+    with ExitStack() as on_failure:
+        connection = sqlite3.connect(
+            file, timeout=busy_s, isolation_level=None, check_same_thread=not any_thread
+        )
+        on_failure.callback(connection.close)
+        connection.execute("PRAGMA journal_mode = WAL")
+        on_failure.pop_all()
+    return connection
 
 
 @contextmanager

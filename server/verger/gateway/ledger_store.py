@@ -11,7 +11,6 @@ Reservations and settlements are on disk before the call returns; rows of what c
 survive the process, which is a thousandth of the work.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from verger.errors import BudgetExhausted, LedgerError
+from verger.gateway.database import connect
 
 INTERRUPTED = "interrupted"
 """How a request finished that was under way when the process died."""
@@ -229,17 +229,10 @@ def month_of(unix_ms: int) -> str:
 
 
 def _connect(file: Path | None) -> sqlite3.Connection:
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Made before SQLite makes it, for the mode; its journals take the same.
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-    connection = sqlite3.connect(
-        file or ":memory:",
-        timeout=BUSY_TIMEOUT_S,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    connection.execute("PRAGMA journal_mode = WAL")
+    if file is None:
+        connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    else:
+        connection = connect(file, BUSY_TIMEOUT_S, any_thread=True)
     # On a Mac, fsync alone leaves the data in the drive's cache.
     connection.execute("PRAGMA fullfsync = ON")
     connection.executescript(_SCHEMA)
