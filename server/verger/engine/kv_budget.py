@@ -18,12 +18,13 @@ from enum import Enum
 from typing import Protocol
 
 from verger.engine.allowance import LossAllowance
+from verger.engine.pending_edits import PendingEdits
 from verger.engine.places import Places, largest_capacity
 from verger.engine.prefix_cache import Kind, PrefixCache, RecomputeS, Taker
 from verger.engine.prefix_files import SaveOrder
 from verger.engine.readback import Readback
 from verger.engine.sequence import Checkpoint, Sequence
-from verger.engine.steps import Cut, Edit, FreeWindow, KVGeometry, Move, Place, Running
+from verger.engine.steps import Cut, Edit, KVGeometry, Move, Place
 from verger.messages import Submit
 
 HEADROOM_TOKENS = 64
@@ -86,10 +87,11 @@ class KVBudget:
         self.disk: Disk | None = None
         """Set once what is on it has been found."""
         self.allowance = LossAllowance()
+        self._edits = PendingEdits()
         self.cache = PrefixCache(
             geometry,
             recompute_s,
-            self._emit,
+            self._edits.emit,
             fingerprint=fingerprint,
             save=self._save,
             reload_s=self._reload_s,
@@ -97,12 +99,6 @@ class KVBudget:
         self._recompute_s = recompute_s
         self._readback: Readback | None = None
         self._places = Places(geometry.max_rows)
-        self._edits: list[Edit | SaveOrder] = []
-        self._late_edits: list[Edit | SaveOrder] = []
-        self._uncut: set[int] = set()
-        """Windows that the plan being made will cut: they cannot be freed or saved before."""
-        self._uncomputed: set[int] = set()
-        """Rows whose prefix that plan will lengthen: nothing of them can be saved before."""
 
     @property
     def used_bytes(self) -> int:
@@ -113,15 +109,11 @@ class KVBudget:
     @property
     def has_edits(self) -> bool:
         """Whether anything was emitted since it was last taken."""
-        return bool(self._edits or self._late_edits)
+        return bool(self._edits)
 
     def take_edits(self) -> tuple[Edit | SaveOrder, ...]:
         """What was emitted since the last call."""
-        edits = tuple(self._edits)
-        self._edits, self._late_edits = self._late_edits, []
-        self._uncut.clear()
-        self._uncomputed.clear()
-        return edits
+        return self._edits.take()
 
     def match(self, sequence: Sequence) -> int:
         """How many positions of the prompt could be restored."""
@@ -187,7 +179,7 @@ class KVBudget:
         if not self._evict_to(self.limit_bytes + freed, now_s):
             self._places.release(place)
             return None
-        self._emit(Move(sequence.request_id, place))
+        self._edits.emit(Move(sequence.request_id, place))
         self._places.release(sequence.place)
         return place
 
@@ -204,15 +196,15 @@ class KVBudget:
             if is_dear or (short > 0 and self.cache.evict(short, now_s) < short):
                 return None
             window_id = self.cache.new_window_id()
-            self._uncut.add(window_id)
-        self._uncomputed.add(request_id)
+            self._edits.will_cut(window_id)
+        self._edits.will_compute(request_id)
         self.cache.extend(request_id, prompt, checkpoint.at, window_id, checkpoint.kind, now_s)
         return None if window_id is None else Cut(window_id, checkpoint.at)
 
     def fork(self, sequence: Sequence, leader: Sequence) -> None:
         """A fork's row now begins with all that its leader's holds."""
         if self.caches:
-            self._uncomputed.add(sequence.request_id)
+            self._edits.will_compute(sequence.request_id)
             self.cache.fork(sequence.request_id, leader.request_id)
 
     def close(
@@ -253,9 +245,11 @@ class KVBudget:
         self.cache.files.lost(name)
 
     def order_saves(self, now_s: float, limit: int) -> None:
-        """Have what deserves a file written."""
+        """Have what deserves a file written; between two plans."""
         if self.disk is not None and self.disk.may_save:
-            self._edits += self.cache.files.to_save(now_s, limit)
+            for order in self.cache.files.to_save(now_s, limit):
+                is_saved = self._edits.save(order)
+                assert is_saved  # No plan is being made.
 
     def _files_to_read(self, sequence: Sequence) -> tuple[str, ...]:
         """What is to be read back before the sequence gets a row; empty once that was done, or if
@@ -297,13 +291,7 @@ class KVBudget:
         return self.disk.read_s(nbytes + unsaved_bytes)
 
     def _save(self, order: SaveOrder) -> bool:
-        is_there = order.window_id not in self._uncut and not (
-            isinstance(order.source, Running) and order.source.request_id in self._uncomputed
-        )
-        if self.disk is None or not self.disk.may_save or not is_there:
-            return False
-        self._edits.append(order)
-        return True
+        return self.disk is not None and self.disk.may_save and self._edits.save(order)
 
     def longest_row(self) -> int:
         """How many positions fit when one row is all there is."""
@@ -315,10 +303,6 @@ class KVBudget:
         self._places.check_integrity(taken)
         self.cache.check_integrity()
         assert self.used_bytes <= self.limit_bytes
-
-    def _emit(self, edit: Edit) -> None:
-        is_late = isinstance(edit, FreeWindow) and edit.window_id in self._uncut
-        (self._late_edits if is_late else self._edits).append(edit)
 
     def _take_places(self, sequence: Sequence, count: int, *, is_lone: bool) -> list[Place]:
         wanted = sequence.prompt_tokens + min(HEADROOM_TOKENS, sequence.max_tokens)
