@@ -5,6 +5,7 @@ import pytest
 from verger.engine.pacing import (
     CHUNK_QUANTUM_TOKENS,
     FIRST_BESIDE_TOKENS,
+    LARGE_TOKENS,
     MAX_ALONE_STEP_S,
     MAX_CHUNK_TOKENS,
     MAX_GROWTH,
@@ -208,3 +209,38 @@ def test_steps_beside_decodes_that_take_longer_than_said_make_smaller_chunks() -
     for _ in range(3):
         pacer.observe(prefill_work(0, 96) + DECODES, 0.4, 96)
     assert pacer.chunk_tokens(0, DECODES, has_decodes=True) < before
+
+
+def test_a_step_that_took_long_by_accident_shrinks_no_chunk() -> None:
+    pacer = taught(LAPTOP)
+    before = pacer.chunk_tokens(0, DECODES, has_decodes=True)
+    for factor in (1, 10, 1):
+        work = prefill_work(0, before) + DECODES
+        pacer.observe(work, LAPTOP.seconds(work) * factor, before)
+    assert pacer.chunk_tokens(0, DECODES, has_decodes=True) == pytest.approx(
+        before, abs=CHUNK_QUANTUM_TOKENS
+    )
+
+
+def test_chunks_keep_the_target_where_attending_is_dearer_in_small_ones() -> None:
+    """As on a CPU: the fit, which rests on chunks of all sizes, promises too much of some."""
+
+    def true_s(work: Work, tokens: int) -> float:
+        return (
+            0.01
+            + 3e-4 * work.tokens
+            + (2.5e-7 if tokens < LARGE_TOKENS else 9e-8) * (work.attended)
+        )
+
+    target_s, prompt_tokens = 0.25, 8192
+    pacer = Pacer(target_s)
+    for beside in (NOTHING, Work(8, 1600), NOTHING, Work(8, 1600)):
+        start, steps_s = 0, []
+        while start < prompt_tokens:
+            chunk = pacer.chunk_tokens(start, beside, has_decodes=beside.tokens > 0)
+            chunk = min(chunk, prompt_tokens - start)
+            work = prefill_work(start, start + chunk) + beside
+            steps_s.append(true_s(work, chunk))
+            pacer.observe(work, steps_s[-1], chunk)
+            start += chunk
+    assert max(steps_s) <= 1.25 * target_s

@@ -10,6 +10,7 @@ cost, and below that nearly all of it would be paid for nothing.
 
 import math
 from bisect import bisect_right
+from collections import deque
 
 from msgspec.structs import replace
 
@@ -27,14 +28,14 @@ MIN_RATE_SHARE = 0.5
 """Of the best prefill rate; what decoding rows may not take away."""
 FIRST_BESIDE_TOKENS = 512
 """The chunk beside decoding rows before any step was seen; alone it is the largest."""
-MAX_GROWTH = 1.25
+MAX_GROWTH = 1.125
 """From one chunk beside decoding rows to the next, so that a bad fit freezes nobody."""
 LARGE_TOKENS = 512
 """A chunk from which the best rate can be told."""
 DEPTH_TOKENS = 1024
 """The rate falls with the depth in a prompt: what is told apart."""
-ERROR_SHARE = 0.25
-"""Of the newest step in what is known of the fit's error."""
+RECENT_STEPS = 8
+"""With decodes, of which those that the fit is most wrong about set the next chunk."""
 TOLERATED_ERROR = 0.03
 """Smaller errors are noise, and not worth smaller chunks."""
 MIN_OBSERVED_TOKENS = 16
@@ -53,8 +54,8 @@ class Pacer:
         quantum = min(CHUNK_QUANTUM_TOKENS, max_chunk_tokens)
         self._sizes = range(quantum, max_chunk_tokens + 1, quantum)
         self._fit = StepCostFit()
-        self._beside_error = 1.0
-        """How much longer steps with decodes take than the fit says, of late."""
+        self._beside: deque[tuple[Work, float]] = deque(maxlen=RECENT_STEPS)
+        """The last steps with decodes and prompt: their work and seconds."""
         self._alone_rates: dict[int, float] = {}
         """Tokens per second of the last large chunk without decodes that began at each depth."""
         self._stats = PrefillStats(target_itl_s=target_s)
@@ -66,9 +67,8 @@ class Pacer:
         if work.tokens == prefill_tokens >= LARGE_TOKENS:
             start = work.attended / work.tokens - work.tokens / 2
             self._alone_rates[int(start) // DEPTH_TOKENS] = prefill_tokens / seconds
-        if work.tokens > prefill_tokens and self._fit.steps:
-            error = seconds / self._fit.cost.seconds(work)
-            self._beside_error += (error - self._beside_error) * ERROR_SHARE
+        if work.tokens > prefill_tokens:
+            self._beside.append((work, seconds))
         self._fit.observe(work, seconds)
 
     def chunk_tokens(self, start: int, beside: Work, has_decodes: bool) -> int:
@@ -105,7 +105,7 @@ class Pacer:
     def _chunk_beside(self, start: int, beside: Work, alone: int) -> int:
         target_s = self._stats.target_itl_s
         least = self._least_worth_while(start, beside, alone)
-        limit_s = target_s / max(1.0, self._beside_error - TOLERATED_ERROR)
+        limit_s = target_s / max(1.0, self._beside_error() - TOLERATED_ERROR)
         chunk = max(least, min(alone, self._largest_within(limit_s, start, beside)))
         last = self._stats.chunk_tokens or FIRST_BESIDE_TOKENS
         chunk = min(chunk, max(least, int(MAX_GROWTH * last)))
@@ -118,6 +118,13 @@ class Pacer:
             meets_target=self._step_s(start, least, beside) <= target_s,
         )
         return chunk
+
+    def _beside_error(self) -> float:
+        """How many times longer than the fit now says recent steps with decodes took: the worst
+        but one, since a single one may have been an accident."""
+        cost = self._fit.cost
+        errors = sorted(seconds / cost.seconds(work) for work, seconds in self._beside)
+        return errors[-2] if len(errors) > 1 else 1.0
 
     def _least_worth_while(self, start: int, beside: Work, alone: int) -> int:
         """The smallest chunk with half of the best rate; none reaches it where decoding takes
