@@ -139,7 +139,7 @@ class Engine:
 
     def step(self) -> Step:
         """As the loop does: launch the next step, then settle the one before."""
-        if self.scheduler.needs_tokens:
+        if self.scheduler.must_settle:
             self._settle()
         step = self.scheduler.plan(self.now_s)
         for edit in step.edits:

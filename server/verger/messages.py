@@ -12,7 +12,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_TOP_LOGPROBS = 20
 
@@ -91,6 +91,8 @@ class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     kept_stop_ids: list[int] = []
     """Those of `stop_ids` that a later prompt repeats, such as <|call|>: they stay in the cached
     prefix, and a sequence that ends with one is likely to be continued soon."""
+    caller: str = ""
+    """Whose it is: the prompt of a caller with one row is computed before those of others."""
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):

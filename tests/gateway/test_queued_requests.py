@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.harness import MAX_ROWS, Gateway, PlayedEngine, ready_gateway
+from tests.gateway.harness import MAX_ROWS, Gateway, PlayedEngine, chat_body, ready_gateway
 from tests.gateway.test_streams import FINAL, chat_stream, deltas_of
 from verger.gateway.submit_queue import LOOK_AHEAD_ROWS, MAX_QUEUED
 from verger.messages import Submit
@@ -77,3 +77,27 @@ async def test_a_full_queue_is_a_503_before_the_stream_begins(
 
     assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
     assert int(response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(("header", "priority"), [(None, 0), ("interactive", 0), ("batch", 1)])
+async def test_the_class_of_a_request_reaches_the_engine(
+    served: Served, header: str | None, priority: int
+) -> None:
+    gateway, engine = served
+    headers = {"x-verger-priority": header} if header else {}
+    asking = asyncio.create_task(
+        gateway.http.post("/v1/chat/completions", json=chat_body(), headers=headers)
+    )
+    submit = await engine.answer(FINAL + "hi<|return|>")
+
+    assert (await asking).status_code == 200
+    assert submit.priority == priority
+
+
+async def test_an_unknown_class_is_refused_and_named(served: Served) -> None:
+    gateway, _ = served
+    headers = {"x-verger-priority": "urgent"}
+    response = await gateway.http.post("/v1/chat/completions", json=chat_body(), headers=headers)
+
+    assert response.status_code == 400
+    assert "x-verger-priority" in response.json()["error"]["message"]

@@ -14,7 +14,7 @@ from verger.formats.conversation import Conversation, Message, Role
 from verger.formats.harmony import Finish, render
 from verger.gateway.edge import RequestRecord
 from verger.gateway.generation import Generation
-from verger.gateway.principal import TENANT
+from verger.gateway.principal import ANONYMOUS, TENANT
 from verger.gateway.refills import MAX_REFILLS, MIN_REFILL_TOKENS, Refills
 from verger.gateway.turns import Turn
 from verger.messages import BACKGROUND, FinishReason, Submit
@@ -228,6 +228,7 @@ async def test_closing_gives_up_what_runs_and_what_waits(mortal: Served) -> None
         prompt=render(conversation, gateway.service.vocabulary),
         generations=(Generation(1, Submit(1, [1], 1, [])),),
         readers=(),
+        principal=ANONYMOUS,
         record=RequestRecord("id", arrived_s=0),
         monotonic_s=gateway.service.monotonic_s,
         cancel=gateway.service.engine.cancel,
@@ -235,7 +236,7 @@ async def test_closing_gives_up_what_runs_and_what_waits(mortal: Served) -> None
         _outcomes=[Outcome(Finish.STOP, Usage(1, 1, 0, 0))],
     )
     for _ in range(2):
-        refills.want("id", TENANT, conversation, turn)
+        refills.want("id", conversation, turn)
     refill = await engine.refills.get()
     await refills.close()
 

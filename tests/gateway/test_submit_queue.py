@@ -1,60 +1,83 @@
-"""Whose turn it is: order, bound, and requests of several sequences."""
+"""Whose turn it is: order, bound, shares, and requests of several sequences."""
 
 import itertools
 
 import pytest
+from msgspec.structs import replace
 
+from tests.principals import caller
 from verger.gateway.generation import Generation
-from verger.gateway.submit_queue import LOOK_AHEAD_ROWS, MAX_QUEUED, Choices, SubmitQueue
-from verger.messages import Submit
+from verger.gateway.principal import ANONYMOUS, Principal, Priority
+from verger.gateway.submit_queue import (
+    BATCH_TURN_S,
+    LOOK_AHEAD_ROWS,
+    MAX_QUEUED,
+    Choices,
+    SubmitQueue,
+)
+from verger.messages import BATCH, INTERACTIVE, Progress, RowTokens, Submit
 
 MAX_ROWS = 4
 PLACES = MAX_ROWS + LOOK_AHEAD_ROWS
-SUBMIT = Submit(request_id=0, prompt=[1], max_tokens=1, stop_ids=[])
+SUBMIT = Submit(request_id=0, prompt=[1] * 100, max_tokens=1, stop_ids=[])
+GREEDY, MODEST, THIRD = (caller(name) for name in ("greedy", "modest", "third"))
 
 _ids = itertools.count(1)
 
 
-def request(choices: int = 1) -> Choices:
-    return tuple(Generation(next(_ids), SUBMIT) for _ in range(choices))
+def request(choices: int = 1, submit: Submit = SUBMIT) -> Choices:
+    return tuple(Generation(next(_ids), submit) for _ in range(choices))
 
 
-def filled(*requests: Choices) -> SubmitQueue:
+def batch(choices: int = 1) -> Choices:
+    return request(choices, replace(SUBMIT, priority=BATCH))
+
+
+def filled(*requests: Choices, principal: Principal = ANONYMOUS) -> SubmitQueue:
     queue = SubmitQueue()
     for choices in requests:
-        assert queue.push(choices)
+        assert queue.push(choices, principal)
     return queue
 
 
-def test_first_come_first_served() -> None:
-    requests = [request(), request(2), request()]
+def given(queue: SubmitQueue, max_rows: int = MAX_ROWS, now_s: float = 0.0) -> list[Choices]:
+    """All that the engine gets now."""
+    return list(iter(lambda: queue.pop_next(max_rows, now_s), None))
+
+
+def end(queue: SubmitQueue, *requests: Choices) -> None:
+    for choices in requests:
+        for generation in choices:
+            queue.end(generation.request_id)
+
+
+def test_without_keys_first_come_first_served_and_all_places_are_used() -> None:
+    requests = [request() for _ in range(PLACES + 1)]
     queue = filled(*requests)
 
-    assert [queue.pop_next(0, MAX_ROWS) for _ in range(4)] == [*requests, None]
-
-
-def test_the_engine_is_given_its_rows_and_two_more() -> None:
-    queue = filled(request())
-
-    assert queue.pop_next(PLACES, MAX_ROWS) is None
-    assert queue.pop_next(PLACES - 1, MAX_ROWS) is not None
+    assert given(queue) == requests[:PLACES]
+    end(queue, requests[3])
+    assert given(queue) == requests[PLACES:]
 
 
 def test_a_request_waits_until_all_its_choices_fit_and_nobody_overtakes_it() -> None:
-    wide, narrow = request(3), request()
-    queue = filled(wide, narrow)
+    first, wide, narrow = request(PLACES - 2), request(3), request()
+    queue = filled(first, wide, narrow)
 
-    assert queue.pop_next(PLACES - 2, MAX_ROWS) is None
-    assert queue.pop_next(PLACES - 3, MAX_ROWS) == wide
-    assert queue.pop_next(PLACES - 1, MAX_ROWS) == narrow
+    assert given(queue) == [first]
+    end(queue, first[:1])
+    assert given(queue) == [wide]
+    end(queue, first[1:2])
+    assert given(queue) == [narrow]
 
 
 def test_a_request_wider_than_all_places_goes_once_the_engine_has_nothing_else() -> None:
-    wide = request(PLACES + 1)
-    queue = filled(wide)
+    narrow, wide = request(), request(PLACES + 1)
+    queue = filled(narrow, wide)
 
-    assert queue.pop_next(1, MAX_ROWS) is None
-    assert queue.pop_next(0, MAX_ROWS) == wide
+    assert given(queue) == [narrow]
+    end(queue, narrow)
+    assert given(queue) == [wide]
 
 
 def test_sequences_are_bounded_not_requests() -> None:
@@ -74,12 +97,150 @@ def test_who_leaves_frees_its_place_and_is_not_served() -> None:
     assert queue.remove(second)
     assert not queue.remove(second)
     assert queue.sequences == 2
-    assert queue.pop_next(0, MAX_ROWS) == first
+    assert queue.pop_next(MAX_ROWS) == first
     assert not queue.remove(first)
     assert queue.clear() == [third]
     assert queue.sequences == 0
 
 
-@pytest.mark.parametrize("submitted", [0, 1, PLACES])
-def test_an_empty_queue_has_nobody_next(submitted: int) -> None:
-    assert SubmitQueue().pop_next(submitted, MAX_ROWS) is None
+def test_an_empty_queue_has_nobody_next() -> None:
+    assert SubmitQueue().pop_next(MAX_ROWS) is None
+
+
+@pytest.mark.parametrize(("max_rows", "share"), [(1, 1), (2, 1), (3, 2), (4, 2), (16, 8)])
+def test_a_key_has_half_of_the_rows_rounded_up(max_rows: int, share: int) -> None:
+    queue = filled(*(request() for _ in range(20)), principal=GREEDY)
+    assert len(given(queue, max_rows)) == share
+
+
+@pytest.mark.parametrize(("max_parallel", "share"), [(1, 1), (3, 3), (4, 3), (100, 3)])
+def test_a_keys_own_limit_holds_but_one_row_is_always_kept(max_parallel: int, share: int) -> None:
+    principal = caller("k", max_parallel=max_parallel)
+    queue = filled(*(request() for _ in range(10)), principal=principal)
+    assert len(given(queue)) == share
+
+
+def test_more_choices_than_its_share_go_when_the_key_has_no_row() -> None:
+    narrow, wide = request(), request(3)
+    queue = filled(narrow, wide, principal=GREEDY)
+
+    assert given(queue) == [narrow]
+    end(queue, narrow)
+    assert given(queue) == [wide]
+
+
+def test_a_key_without_a_row_gets_the_kept_one_at_once() -> None:
+    queue = filled(*(request() for _ in range(100)), principal=GREEDY)
+    for _ in range(2):
+        queue.push(request(), MODEST)
+    assert len(given(queue)) == MAX_ROWS - 1
+    late = request()
+    queue.push(late, THIRD)
+
+    assert given(queue) == [late]
+
+
+def test_keys_without_a_row_fill_the_look_ahead_but_those_that_have_one_do_not() -> None:
+    queue = SubmitQueue()
+    for number in range(PLACES + 1):
+        for _ in range(2):
+            queue.push(request(), caller(f"key {number}"))
+
+    got = given(queue)
+    assert len(got) == PLACES
+    assert len({choices[0].submit.caller for choices in got}) == PLACES
+
+
+def test_the_key_that_has_used_least_goes_first() -> None:
+    queue = SubmitQueue()
+    for _ in range(3):
+        queue.push(request(), GREEDY)
+        queue.push(request(), MODEST)
+    first, second, third = given(queue)
+    for choices in (first, third):
+        for token in range(50):
+            queue.note(RowTokens(choices[0].request_id, [token]))
+    end(queue, first, second, third)
+
+    assert [choices[0].submit.caller for choices in (first, second, third)] == [
+        "greedy",
+        "modest",
+        "greedy",
+    ]
+    assert next(iter(given(queue)))[0].submit.caller == "modest"
+
+
+def test_who_comes_back_is_not_paid_for_having_been_away() -> None:
+    queue = filled(*(request() for _ in range(10)), principal=GREEDY)
+    for _ in range(4):
+        end(queue, *given(queue))
+    queue.push(request(), MODEST)
+
+    assert queue.counters.counter_s("modest") == queue.counters.counter_s("greedy") > 0
+
+
+def test_a_wide_request_of_a_busy_key_is_overtaken_only_by_keys_without_a_row() -> None:
+    queue = SubmitQueue()
+    busy, wide, behind, newcomer = request(), request(3), request(), request()
+    principal = caller("busy", max_parallel=4)
+    queue.push(busy, principal)
+    assert given(queue) == [busy]
+    queue.push(wide, principal)
+    other = request()
+    queue.push(other, THIRD)
+    assert given(queue) == [other]
+    queue.push(behind, THIRD)
+    queue.push(newcomer, MODEST)
+
+    assert given(queue) == [newcomer]
+    end(queue, other, newcomer, busy)
+    assert given(queue)[0] == wide
+
+
+def test_batch_waits_while_interactive_requests_do_and_leaves_a_row() -> None:
+    queue = SubmitQueue()
+    slow = [batch() for _ in range(10)]
+    for choices in slow:
+        queue.push(choices, caller("night", max_parallel=100))
+    quick = [request() for _ in range(3)]
+    for choices in quick:
+        queue.push(choices, GREEDY)
+
+    got = given(queue)
+    assert got == [*quick[:2], slow[0]]
+    assert [choices[0].submit.priority for choices in got] == [INTERACTIVE, INTERACTIVE, BATCH]
+    end(queue, quick[0])
+    assert given(queue) == [quick[2]]
+
+
+def test_once_in_a_while_a_batch_request_goes_first_and_as_if_interactive() -> None:
+    queue = SubmitQueue()
+    night = caller("night", priority=Priority.BATCH)
+    slow = [batch(), batch()]
+    for choices in slow:
+        queue.push(choices, night)
+    quick = [request() for _ in range(20)]
+    for choices in quick:
+        queue.push(choices, caller("day", max_parallel=100))
+    got = given(queue)
+    assert slow[0] not in got
+
+    end(queue, got[0])
+    assert slow[0] not in given(queue, now_s=BATCH_TURN_S - 0.1)
+    end(queue, got[1])
+    assert given(queue, now_s=BATCH_TURN_S) == [slow[0]]
+    assert slow[0][0].submit.priority == INTERACTIVE
+    end(queue, slow[0])
+    assert slow[1] not in given(queue, now_s=2 * BATCH_TURN_S - 0.1)
+
+
+def test_work_in_the_background_takes_no_place_and_is_charged_to_its_key() -> None:
+    queue = filled(request())
+    background = Generation(next(_ids), SUBMIT)
+    queue.start_background(background, GREEDY)
+    assert (queue.given, queue.counters.counter_s("greedy")) == (0, 0.0)
+    queue.note(Progress(background.request_id, 60, 100, cached_tokens=40))
+
+    assert queue.counters.counter_s("greedy") == pytest.approx(60 * queue.counters.prices.prompt_s)
+    queue.end(background.request_id)
+    assert len(given(queue)) == 1

@@ -112,7 +112,7 @@ def play(
 
 
 def _turn(runner: MlxRunner, scheduler: Scheduler, now_s: float) -> None:
-    if scheduler.needs_tokens:
+    if scheduler.must_settle:
         scheduler.settle(runner.collect(), 1.0, now_s)
     step = scheduler.plan(now_s)
     for edit in step.edits:

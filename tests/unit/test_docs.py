@@ -24,13 +24,14 @@ from verger.gateway.advertising import CHECK_S
 from verger.gateway.app import create_app
 from verger.gateway.authentication import MAX_WRONG_KEYS
 from verger.gateway.engine_client import EngineClient
+from verger.gateway.fairness import WEIGHTS
 from verger.gateway.keys import MAX_KEYS
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
-from verger.gateway.submit_queue import LOOK_AHEAD_ROWS, MAX_QUEUED
+from verger.gateway.submit_queue import BATCH_TURN_S, LOOK_AHEAD_ROWS, MAX_QUEUED
 from verger.gateway.turns import MAX_ANSWER_S
 from verger.lan import records
-from verger.messages import PROTOCOL_VERSION, Hello
+from verger.messages import BATCH, PROTOCOL_VERSION, Hello
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "server" / "verger"
@@ -144,6 +145,9 @@ def test_the_bounds_of_the_queue_are_those_of_the_code() -> None:
     assert LOOK_AHEAD_ROWS == 2
     assert "and two more are handed to the engine" in README
     what = {name: text for code, _, text in rows_of("code", "status") for name in quoted(code)}
+    assert f"once in {BATCH_TURN_S:g} seconds" in README
+    assert WEIGHTS[BATCH] == 4
+    assert "counts a quarter" in README
     assert what["overloaded"].startswith(f"{MAX_QUEUED} answers wait")
 
 

@@ -72,7 +72,7 @@ def test_what_was_stored_comes_back_whole(connection: sqlite3.Connection) -> Non
     assert list(keys_in_use(connection)) == [(key, b"digest")]
     assert all_keys(connection) == [key]
     assert key.principal == Principal(
-        "vg-00112233", "ada", "lab", True, Priority.BATCH, RoutePolicy.LOCAL_ONLY
+        "vg-00112233", "ada", "lab", True, Priority.BATCH, RoutePolicy.LOCAL_ONLY, 2
     )
 
 

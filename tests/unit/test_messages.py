@@ -48,6 +48,7 @@ TO_ENGINE: list[ToEngine] = [
         resumed_tokens=1,
         forks=[2],
         kept_stop_ids=[200_012],
+        caller="a key",
     ),
     Submit(request_id=3, prompt=[1], max_tokens=0, stop_ids=[], priority=BACKGROUND),
     Cancel(1),
@@ -72,7 +73,7 @@ FROM_ENGINE: list[FromEngine] = [
 FIELDS = {
     Hello: "version message_id special_ids",
     Submit: "request_id prompt max_tokens stop_ids sampling logprobs boundaries cache_salt grammar "
-    "priority resumed_tokens forks kept_stop_ids",
+    "priority resumed_tokens forks kept_stop_ids caller",
     Sampling: "temperature top_p top_k min_p frequency_penalty presence_penalty "
     "repetition_penalty logit_bias seed choice",
     Cancel: "request_id",
@@ -109,7 +110,7 @@ def test_what_the_engine_sends_arrives(message: FromEngine) -> None:
 
 def test_fields_are_only_appended_and_every_change_has_a_version() -> None:
     """Whoever changes a struct changes this table and PROTOCOL_VERSION together."""
-    assert PROTOCOL_VERSION == 3
+    assert PROTOCOL_VERSION == 4
     for struct, fields in FIELDS.items():
         assert " ".join(struct.__struct_fields__) == fields, struct
 

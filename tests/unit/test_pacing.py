@@ -6,6 +6,7 @@ from verger.engine.pacing import (
     CHUNK_QUANTUM_TOKENS,
     FIRST_BESIDE_TOKENS,
     LARGE_TOKENS,
+    LONG_STEP_S,
     MAX_ALONE_STEP_S,
     MAX_CHUNK_TOKENS,
     MAX_GROWTH,
@@ -244,3 +245,17 @@ def test_chunks_keep_the_target_where_attending_is_dearer_in_small_ones() -> Non
             pacer.observe(work, steps_s[-1], chunk)
             start += chunk
     assert max(steps_s) <= 1.25 * target_s
+
+
+def test_a_step_with_a_chunk_is_long_when_it_is_known_to_be() -> None:
+    pacer = taught(FAST)
+    short = int((LONG_STEP_S - FAST.fixed_s) / FAST.token_s) - 4
+    assert not pacer.is_long(Work(short, short), short)
+    assert pacer.is_long(Work(short + 8, short + 8), short + 8)
+    assert not pacer.is_long(Work(1_000, 10**9), MIN_OBSERVED_TOKENS - 1), "decoding runs ahead"
+    assert not Pacer(0.25).is_long(Work(2_048, 10**6), 2_048), "nothing is known yet"
+
+
+@pytest.mark.parametrize(("seconds", "tokens"), [(0.0, 0), (0.05, 97), (10.0, 500)])
+def test_what_lengthens_a_step_by_so_much(seconds: float, tokens: int) -> None:
+    assert taught(FAST).tokens_within(seconds, 1_000, most=500) == pytest.approx(tokens, abs=3)

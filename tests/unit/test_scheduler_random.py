@@ -98,6 +98,7 @@ class Play:
             boundaries=sorted(rng.sample(range(len(prompt)), k=min(3, len(prompt)))),
             cache_salt=rng.choice(["a", "a", "b"]),
             priority=priority,
+            caller=rng.choice(["", "a", "b"]),
         )
         for request_id in (submit.request_id, *submit.forks):
             self.requests[request_id] = Request(submit)
@@ -125,7 +126,7 @@ class Play:
             self.scheduler.cancel(request_id, self.now_s)
 
     def launch(self) -> None:
-        if self.scheduler.launched == MAX_LAUNCHED_STEPS or self.scheduler.needs_tokens:
+        if self.scheduler.launched == MAX_LAUNCHED_STEPS or self.scheduler.must_settle:
             return
         step = self.scheduler.plan(self.now_s)
         for edit in step.edits:

@@ -59,7 +59,7 @@ class Loop:
             self._drain_inbox()
             if self._disk is not None:
                 self._disk.poll()
-            if scheduler.needs_tokens:
+            if scheduler.must_settle:
                 self._collect()
             is_launched = self._launch()
             # What was just launched computes on while the host handles the step before it.

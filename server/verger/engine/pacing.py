@@ -40,6 +40,9 @@ TOLERATED_ERROR = 0.03
 """Smaller errors are noise, and not worth smaller chunks."""
 MIN_OBSERVED_TOKENS = 16
 """Steps with fewer prompt tokens leave some experts unread and tell nothing of chunks."""
+LONG_STEP_S = 0.1
+"""A step with a chunk that takes longer is not followed by another one before its end is known:
+whoever comes meanwhile would wait for that as well, and the host's few milliseconds cost little."""
 
 NOTHING = Work(0, 0)
 
@@ -81,6 +84,20 @@ class Pacer:
         best_tokens_s = min(alone / self._step_s(start, alone), self._rate_seen(start))
         self._stats = replace(self._stats, best_tokens_s=best_tokens_s)
         return self._chunk_beside(start, beside, alone) if has_decodes else alone
+
+    def step_s(self, start: int, stop: int, beside: Work) -> float:
+        """What a step with this chunk is expected to take."""
+        return self._fit.cost.seconds(prefill_work(start, stop) + beside)
+
+    def tokens_within(self, seconds: float, start: int, most: int) -> int:
+        """How many prompt tokens more, from `start` on, lengthen a step by so much."""
+        token_s = self._fit.cost.token_s + self._fit.cost.attended_s * (start + most)
+        return min(most, int(seconds / token_s)) if token_s > 0 else most
+
+    def is_long(self, work: Work, prefill_tokens: int) -> bool:
+        """Whether a step, so many of whose tokens are a prompt's, is known to take long."""
+        is_known = bool(self._fit.steps) and prefill_tokens >= MIN_OBSERVED_TOKENS
+        return is_known and self._fit.cost.seconds(work) > LONG_STEP_S
 
     def prefill_s(self, start: int, stop: int) -> float:
         """What computing positions start:stop alone takes, in large chunks."""
@@ -144,4 +161,4 @@ class Pacer:
         return self._sizes[max(0, count - 1)]
 
     def _step_s(self, start: int, tokens: int, beside: Work = NOTHING) -> float:
-        return self._fit.cost.seconds(prefill_work(start, start + tokens) + beside)
+        return self.step_s(start, start + tokens, beside)

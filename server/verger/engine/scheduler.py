@@ -111,8 +111,15 @@ class Scheduler:
         return not (is_busy or self.kv.has_edits)
 
     @property
+    def must_settle(self) -> bool:
+        """Whether what is launched must be settled before the next plan: it is needed, or takes so
+        long that whoever comes meanwhile must not wait for more."""
+        is_long = any(self.pacer.is_long(s.work, s.prefill_tokens) for s in self._launched)
+        return is_long or self.needs_tokens
+
+    @property
     def needs_tokens(self) -> bool:
-        """Whether what is launched must be settled before the next plan."""
+        """Whether a row goes on with a token of what is launched."""
         return any(
             row.needs_tokens and row.launched_tokens > row.settled_tokens
             for row in self._rows.values()

@@ -77,7 +77,9 @@ class Sequence:
     cached_tokens: int | None = None
     """Found when it first got a row; None before."""
     turn: int = 0
-    """The step of its last chunk: whoever waits longest is next."""
+    """The number of its last chunk: whoever waits longest is next."""
+    has_begun: bool = False
+    """Whether it had a chunk since it got its row."""
     resumes_after: int = 0
     """It may get a row again once so many steps are settled: until then a step computes the old."""
     has_read: bool = False
@@ -147,6 +149,7 @@ class Sequence:
         self.place = place
         self.prefilled_tokens = cached_tokens
         self.turn = turn
+        self.has_begun = False
         if self.cached_tokens is None:
             self.cached_tokens = cached_tokens
         self.shared_tokens.clear()

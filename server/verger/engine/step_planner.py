@@ -3,8 +3,15 @@
 Owned by the scheduler. Pure; must not know who waits, nor why a row is there. A chunk is as large
 as the pacer allows beside the rows that decode. One row gets it, in turns, so that a short prompt
 does not wait for the end of a long one; background rows only while nobody else prefills.
+
+Nobody's first token shall wait for somebody else's many prompts. So a caller's only row goes before
+the rows of callers that have several, and interactive rows before batch rows, but only for
+HEAD_START_CHUNKS; and whoever has just come before whoever has just had a chunk. When a prompt ends
+before its chunk is used up, the next ones get the rest, but other callers' rows, and those of lower
+rank, may lengthen the step by RIDER_SHARE only.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -13,8 +20,13 @@ from verger.engine.kv_budget import KVBudget
 from verger.engine.pacing import Pacer
 from verger.engine.sequence import Sequence, SequenceState
 from verger.engine.steps import Plan, Prefill, Work, prefill_work
+from verger.messages import BATCH
 
 NO_WORK = Work(0, 0)
+HEAD_START_CHUNKS = 32
+"""Whoever has waited for so many chunks more goes first all the same."""
+RIDER_SHARE = 0.75
+"""Of what the step takes without them: it is not to be doubled, and the fit is not exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +71,28 @@ class StepPlanner:
         before the chunk is used up, the next ones with the rest."""
         prefilling = [row for row in rows if _will_prefill(row)]
         urgent = [row for row in prefilling if not row.is_background] or prefilling
-        urgent.sort(key=lambda row: (row.turn, row.order))
+        handicaps = _handicaps(rows)
+        urgent.sort(key=lambda row: (row.turn + handicaps[row.request_id], row.order))
+
+        def is_foreign(row: Sequence) -> bool:
+            first = urgent[0]
+            is_lower = handicaps[row.request_id] > handicaps[first.request_id]
+            return is_lower or row.asked.caller != first.asked.caller
+
         chunks: list[tuple[Sequence, int]] = []
-        budget = 0
+        budget, spare_s = 0, 0.0
         for row in urgent:
+            start = row.prefilled_tokens
             if not chunks:
-                has_decodes = beside.tokens > 0
-                budget = self._pacer.chunk_tokens(row.prefilled_tokens, beside, has_decodes)
-            stop = min(row.prompt_tokens, row.prefilled_tokens + budget)
-            if stop > row.prefilled_tokens:
+                budget = self._pacer.chunk_tokens(start, beside, has_decodes=beside.tokens > 0)
+            elif is_foreign(row):
+                budget = self._pacer.tokens_within(spare_s, start, budget)
+            stop = min(row.prompt_tokens, start + budget)
+            if not chunks:
+                spare_s = RIDER_SHARE * self._pacer.step_s(start, stop, beside)
+            if stop > start:
                 chunks.append((row, stop))
-                budget -= stop - row.prefilled_tokens
+                budget -= stop - start
         return chunks
 
     def _prefill(self, row: Sequence, stop: int, forks: list[Sequence], now_s: float) -> Prefill:
@@ -77,6 +100,7 @@ class StepPlanner:
         cuts = [self._kv.cut(row, point, now_s) for point in row.checkpoints(start, stop)]
         self.turn += 1
         row.turn = self.turn
+        row.has_begun = True
         row.prefilled_tokens = stop
         self.prefill_tokens += stop - start
         self.background_tokens += (stop - start) * row.is_background
@@ -94,6 +118,18 @@ class StepPlanner:
 def will_decode(row: Sequence) -> bool:
     """Whether the next step samples a token from it."""
     return row.state is SequenceState.DECODING and row.launched_tokens < row.max_tokens
+
+
+def _handicaps(rows: Rows[Sequence]) -> dict[int, int]:
+    """How many chunks later than it came a row counts as having come."""
+    rows_of = Counter(row.asked.caller for row in rows if not (row.leader or row.is_background))
+    has_others = len(rows_of) > 1
+    return {
+        row.request_id: HEAD_START_CHUNKS
+        * ((rows_of[row.asked.caller] > 1) + (row.asked.priority == BATCH))
+        + (has_others and row.has_begun)
+        for row in rows
+    }
 
 
 def _will_prefill(row: Sequence) -> bool:

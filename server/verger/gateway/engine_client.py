@@ -27,6 +27,7 @@ from verger.gateway.engine_supervisor import (
     Spawn,
 )
 from verger.gateway.generation import Event, Generation
+from verger.gateway.principal import ANONYMOUS, Principal
 from verger.gateway.submit_queue import MAX_QUEUED, Choices, SubmitQueue
 from verger.messages import (
     BACKGROUND,
@@ -109,7 +110,7 @@ class EngineClient:
     @property
     def pending(self) -> int:
         """Sequences that the engine works on, not counting what it does in the background."""
-        return sum(not _is_background(generation) for generation in self._pending.values())
+        return self._queue.given
 
     @property
     def queued(self) -> int:
@@ -148,29 +149,33 @@ class EngineClient:
         await self._supervisor.stop(max(0.0, drain_s - (self._clock() - started_s)))
 
     @asynccontextmanager
-    async def generate(self, submit: Submit) -> AsyncIterator[Generation]:
+    async def generate(
+        self, submit: Submit, principal: Principal = ANONYMOUS
+    ) -> AsyncIterator[Generation]:
         """Generate one sequence; its request id is given here. Leaving early cancels it.
 
-        While the engine has enough to do the sequence waits for its turn.
+        While the engine has enough to do the sequence waits for its key's turn.
         Raises EngineUnavailable or Overloaded; so does iterating, and ContextLengthExceeded.
         """
-        async with self.generate_choices(submit, 1) as (generation,):
+        async with self.generate_choices(submit, 1, principal) as (generation,):
             yield generation
 
     @asynccontextmanager
     async def generate_choices(
-        self, submit: Submit, choices: int
+        self, submit: Submit, choices: int, principal: Principal = ANONYMOUS
     ) -> AsyncIterator[tuple[Generation, ...]]:
         """Generate several sequences from one prompt, which is computed once; choice i samples
         with `sampling.choice` i. As `generate` otherwise; leaving cancels those that still run."""
-        generations = self._enter(submit, choices)
+        generations = self._enter(submit, choices, principal)
         try:
             yield generations
         finally:
             self._leave(generations)
 
     @asynccontextmanager
-    async def prefill(self, submit: Submit) -> AsyncIterator[Generation]:
+    async def prefill(
+        self, submit: Submit, principal: Principal = ANONYMOUS
+    ) -> AsyncIterator[Generation]:
         """Compute a prompt in the background, for a later request to find its KV.
 
         Waits for no turn and takes no place in the queue; `stop` cancels it. Errors as `generate`.
@@ -179,6 +184,7 @@ class EngineClient:
         assert submit.max_tokens == 0
         assert submit.priority == BACKGROUND
         choices = self._new_choices(submit, 1)
+        self._queue.start_background(choices[0], principal)
         self._send(choices)
         try:
             yield choices[0]
@@ -187,7 +193,7 @@ class EngineClient:
 
     def cancel(self, request_id: int) -> None:
         """Let the engine stop a request, if it still works on it; nothing more will come of it."""
-        if self._pending.pop(request_id, None) is not None:
+        if self._take_out(request_id) is not None:
             self._supervisor.send(Cancel(request_id))
             self._submit_next()
 
@@ -198,11 +204,11 @@ class EngineClient:
         submit = msgspec.structs.replace(submit, request_id=leader, forks=forks)
         return tuple(Generation(request_id, submit) for request_id in (leader, *forks))
 
-    def _enter(self, submit: Submit, count: int) -> Choices:
+    def _enter(self, submit: Submit, count: int, principal: Principal) -> Choices:
         assert submit.prompt
         assert submit.max_tokens >= 1
         choices = self._new_choices(submit, count)
-        if not self._queue.push(choices):
+        if not self._queue.push(choices, principal, self._clock()):
             raise _overloaded()
         self._submit_next()
         return choices
@@ -216,7 +222,8 @@ class EngineClient:
     def _submit_next(self) -> None:
         """Give the engine whose turn it is; called whenever that may have changed."""
         assert self.ready is not None
-        while (choices := self._queue.pop_next(self.pending, self.ready.max_rows)) is not None:
+        max_rows = self.ready.max_rows
+        while (choices := self._queue.pop_next(max_rows, self._clock())) is not None:
             self._send(choices)
         if self.queued:
             self._is_queue_empty.clear()
@@ -237,7 +244,7 @@ class EngineClient:
             case Progress() | Finished():
                 self._deliver(frame)
             case Rejected():
-                generation = self._pending.pop(frame.request_id, None)
+                generation = self._take_out(frame.request_id)
                 if generation is not None:
                     generation.fail(self._rejection(frame.reason, len(generation.submit.prompt)))
                     self._submit_next()
@@ -248,8 +255,9 @@ class EngineClient:
         generation = self._pending.get(event.request_id)
         if generation is None:
             return
+        self._queue.note(event)
         if isinstance(event, Finished):
-            del self._pending[event.request_id]
+            self._take_out(event.request_id)
             self._submit_next()
         elif generation.queued_events >= self._max_queued_events:
             self.cancel(event.request_id)
@@ -257,12 +265,19 @@ class EngineClient:
             return
         generation.put(event)
 
+    def _take_out(self, request_id: int) -> Generation | None:
+        """The one place where the engine's work on a sequence ends; None if it has ended."""
+        generation = self._pending.pop(request_id, None)
+        if generation is not None:
+            self._queue.end(request_id)
+        return generation
+
     def _fail_pending(self) -> None:
         self.stats = None
-        pending, self._pending = self._pending, {}
+        pending = [self._take_out(request_id) for request_id in list(self._pending)]
         queued = itertools.chain.from_iterable(self._queue.clear())
         self._is_queue_empty.set()
-        for generation in (*pending.values(), *queued):
+        for generation in (*filter(None, pending), *queued):
             generation.fail(self._unavailable())
 
     def _rejection(self, reason: RejectReason, prompt_tokens: int) -> ReplyError:

@@ -50,7 +50,13 @@ class Key(Struct, frozen=True, kw_only=True):
     def principal(self) -> Principal:
         """Who a request with this key is from."""
         return Principal(
-            self.prefix, self.name, self.tenant, self.is_admin, self.priority, self.route
+            self.prefix,
+            self.name,
+            self.tenant,
+            self.is_admin,
+            self.priority,
+            self.route,
+            self.max_parallel,
         )
 
     def has_expired(self, unix_s: float) -> bool:

@@ -39,6 +39,8 @@ class Principal:
     is_admin: bool
     priority: Priority
     route: RoutePolicy
+    max_parallel: int | None = None
+    """Requests at once, and rows; None: no limit, and half of the rows."""
 
 
 ANONYMOUS = Principal(

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from verger.errors import ReplyError
 from verger.formats.conversation import Conversation, Message, Role
 from verger.formats.harmony import Prompt, render_history
+from verger.gateway.principal import Principal
 from verger.gateway.service import Service
 from verger.gateway.turns import Turn
 from verger.log import key_values
@@ -34,10 +35,11 @@ MAX_REFILLS = 16
 class _Refill:
     cause_id: str
     """The request that caused it, as the log knows it."""
-    tenant: str
     history: Conversation
     cached_ids: list[int]
     """What the engine has computed for the answer, prompt and all."""
+    principal: Principal
+    """Who is charged for it."""
 
 
 class Refills:
@@ -48,14 +50,14 @@ class Refills:
         self._waiting: deque[_Refill] = deque(maxlen=MAX_REFILLS - 1)
         self._task: asyncio.Task[None] | None = None
 
-    def want(self, cause_id: str, tenant: str, conversation: Conversation, turn: Turn) -> None:
+    def want(self, cause_id: str, conversation: Conversation, turn: Turn) -> None:
         """An answer has ended; if it is final, refill what the next turn will begin with."""
         if turn.final is None or not self._service.settings.has_prefix_cache:
             return
         answer = Message(Role.ASSISTANT, turn.final)
         history = replace(conversation, messages=(*conversation.messages, answer))
         cached_ids = turn.prompt.ids + turn.sampled_ids
-        self._waiting.append(_Refill(cause_id, tenant, history, cached_ids))
+        self._waiting.append(_Refill(cause_id, history, cached_ids, turn.principal))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work(), name="refills")
             self._task.add_done_callback(_end)
@@ -89,11 +91,11 @@ class Refills:
             max_tokens=0,
             stop_ids=[],
             boundaries=prompt.boundaries,
-            cache_salt=refill.tenant,
+            cache_salt=refill.principal.tenant,
             priority=BACKGROUND,
         )
         try:
-            async with self._service.engine.prefill(submit) as generation:
+            async with self._service.engine.prefill(submit, refill.principal) as generation:
                 async for event in generation:
                     if isinstance(event, Finished):
                         _log(refill, event)

@@ -44,6 +44,8 @@ class Turn:
     prompt: Prompt
     generations: tuple[Generation, ...]
     readers: tuple[AnswerReader, ...]
+    principal: Principal
+    """Who asked."""
     record: RequestRecord
     monotonic_s: Callable[[], float]
     cancel: Callable[[int], None]
@@ -158,12 +160,13 @@ async def open_turn(
     """Submit the prompt; raises ContextLengthExceeded, EngineUnavailable or Overloaded."""
     submit = _submission(service, principal, request, prompt)
     record.prompt_tokens = len(prompt.ids)
-    async with service.engine.generate_choices(submit, request.choices) as generations:
+    async with service.engine.generate_choices(submit, request.choices, principal) as generations:
         record.route = LOCAL
         turn = Turn(
             prompt=prompt,
             generations=generations,
             readers=tuple(_reader(service, request) for _ in generations),
+            principal=principal,
             record=record,
             monotonic_s=service.monotonic_s,
             cancel=service.engine.cancel,

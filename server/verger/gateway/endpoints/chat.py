@@ -56,7 +56,7 @@ class ChatCompletions:
                 else await while_connected(receive, self._complete(turn, headers))
             )
             await response(scope, receive, send)
-        self._refills.want(record.id, principal.tenant, request.turn.conversation, turn)
+        self._refills.want(record.id, request.turn.conversation, turn)
 
     async def _prepare(
         self, body: bytes, tenant: str, record: RequestRecord
