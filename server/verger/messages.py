@@ -4,15 +4,15 @@ Both processes import this page and nothing else of each other. No logic. Struct
 `array_like`: a field may only be appended, and every change bumps PROTOCOL_VERSION.
 A frame is a 4-byte little-endian length followed by that many bytes of msgpack.
 
-Gateway → engine: Hello, Submit, Cancel, Drain.
-Engine → gateway: Ready, Rejected, Progress, Tokens, Finished, Stats, Heartbeat, Fatal.
+Gateway → engine: Hello, Submit, Cancel, LookUp, Drain.
+Engine → gateway: Ready, Rejected, Progress, Tokens, Finished, Found, Stats, Heartbeat, Fatal.
 """
 
 from enum import Enum
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_TOP_LOGPROBS = 20
 
@@ -101,6 +101,14 @@ class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
     request_id: int
 
 
+class LookUp(Struct, frozen=True, array_like=True, tag="look_up"):
+    """Ask how much of a prompt is cached for a tenant; answered by one Found, between steps."""
+
+    lookup_id: int
+    prompt: list[int]
+    cache_salt: str = ""
+
+
 class Drain(Struct, frozen=True, array_like=True, tag="drain"):
     """Take no new Submit, finish what runs, then exit 0."""
 
@@ -164,6 +172,15 @@ class Finished(Struct, frozen=True, array_like=True, tag="finished"):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+
+
+class Found(Struct, frozen=True, array_like=True, tag="found"):
+    """What a Submit of that prompt would not have to compute, if it got a row now."""
+
+    lookup_id: int
+    memory_tokens: int
+    disk_tokens: int
+    """With what would be read back first; at least `memory_tokens`."""
 
 
 class CacheStats(Struct, frozen=True, array_like=True):
@@ -240,5 +257,5 @@ class Fatal(Struct, frozen=True, array_like=True, tag="fatal"):
     is_permanent: bool = False
 
 
-ToEngine = Hello | Submit | Cancel | Drain
-FromEngine = Ready | Rejected | Progress | Tokens | Finished | Stats | Heartbeat | Fatal
+ToEngine = Hello | Submit | Cancel | LookUp | Drain
+FromEngine = Ready | Rejected | Progress | Tokens | Finished | Found | Stats | Heartbeat | Fatal

@@ -85,6 +85,18 @@ async def test_a_prompt_computed_in_the_background_is_found(client: EngineClient
     assert (await prefill(client, history)).reason is FinishReason.LENGTH
 
 
+async def test_a_look_up_tells_what_a_request_would_find(client: EngineClient) -> None:
+    submit = ask(HISTORY + "say hello")
+    for expected in (0, len(submit.prompt) - 1):
+        hits = client.look_up(submit)
+        await hits.wait(WAIT_S)
+        assert hits.memory_tokens == hits.disk_tokens == expected
+        await assert_said(client, submit, "hello")
+    other = client.look_up(replace(submit, cache_salt="lab"))
+    await other.wait(WAIT_S)
+    assert other.memory_tokens == 0
+
+
 async def test_a_client_that_gives_up_finds_what_was_computed(client: EngineClient) -> None:
     """The prompt is prefilled in 20 chunks of 0.05 s; the client leaves after a few."""
     submit = ask("long " * 400)

@@ -14,10 +14,12 @@ from verger.messages import (
     Fatal,
     Finished,
     FinishReason,
+    Found,
     FromEngine,
     Heartbeat,
     Hello,
     Logprob,
+    LookUp,
     PrefillStats,
     Progress,
     Ready,
@@ -52,6 +54,7 @@ TO_ENGINE: list[ToEngine] = [
     ),
     Submit(request_id=3, prompt=[1], max_tokens=0, stop_ids=[], priority=BACKGROUND),
     Cancel(1),
+    LookUp(1, [5, 6], "office"),
     Drain(),
 ]
 FROM_ENGINE: list[FromEngine] = [
@@ -61,6 +64,7 @@ FROM_ENGINE: list[FromEngine] = [
     Progress(1, 2_048, 4_000, cached_tokens=2_048),
     Tokens([RowTokens(1, [7]), RowTokens(2, [8, 9], [Logprob(-0.5, [8], [-0.5]), Logprob(-1.0)])]),
     *(Finished(1, reason, 3, 4, 2) for reason in FinishReason),
+    Found(1, 512, 1_024),
     Stats(1, 2, 3, 4, 5, 6, 7, 8),
     Stats(
         *(1, 2, 3, 4, 5, 6, 7, 8),
@@ -77,6 +81,7 @@ FIELDS = {
     Sampling: "temperature top_p top_k min_p frequency_penalty presence_penalty "
     "repetition_penalty logit_bias seed choice",
     Cancel: "request_id",
+    LookUp: "lookup_id prompt cache_salt",
     Drain: "",
     Ready: "version model_id vocabulary_size context_tokens max_rows device load_s",
     Rejected: "request_id reason",
@@ -85,6 +90,7 @@ FIELDS = {
     RowTokens: "request_id ids logprobs",
     Logprob: "logprob top_ids top_logprobs",
     Finished: "request_id reason prompt_tokens completion_tokens cached_tokens",
+    Found: "lookup_id memory_tokens disk_tokens",
     Stats: "running waiting steps prefill_tokens decode_tokens kv_bytes active_bytes peak_bytes "
     "cache prefill",
     CacheStats: "nodes bytes limit_bytes asked_tokens cached_tokens evictions preemptions "
@@ -110,7 +116,7 @@ def test_what_the_engine_sends_arrives(message: FromEngine) -> None:
 
 def test_fields_are_only_appended_and_every_change_has_a_version() -> None:
     """Whoever changes a struct changes this table and PROTOCOL_VERSION together."""
-    assert PROTOCOL_VERSION == 4
+    assert PROTOCOL_VERSION == 5
     for struct, fields in FIELDS.items():
         assert " ".join(struct.__struct_fields__) == fields, struct
 

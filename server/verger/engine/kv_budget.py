@@ -20,8 +20,9 @@ from typing import Protocol
 from verger.engine.allowance import LossAllowance
 from verger.engine.pending_edits import PendingEdits
 from verger.engine.places import Places, largest_capacity
-from verger.engine.prefix_cache import Kind, PrefixCache, RecomputeS, Taker
+from verger.engine.prefix_cache import Hit, Kind, PrefixCache, RecomputeS, Taker
 from verger.engine.prefix_files import SaveOrder
+from verger.engine.prefix_node import ids_of
 from verger.engine.readback import Readback
 from verger.engine.sequence import Checkpoint, Sequence
 from verger.engine.steps import Cut, Edit, KVGeometry, Move, Place
@@ -121,6 +122,13 @@ class KVBudget:
             return 0
         salt, prompt = sequence.submit.cache_salt, sequence.prompt_ids
         return self.cache.match(salt, prompt, sequence.reusable_tokens).tokens
+
+    def look_up(self, salt: str, prompt: Ids[int]) -> Hit:
+        """What is known of a prompt, though nobody asks for it yet."""
+        if not self.caches:
+            return Hit(0)
+        hit = self.cache.match(salt, ids_of(prompt), len(prompt) - 1)
+        return hit if self.disk is not None else Hit(hit.tokens, hit.tokens)
 
     def want(self, sequence: Sequence) -> None:
         """Somebody waits who will use what is cached of this prompt."""

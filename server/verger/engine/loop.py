@@ -21,6 +21,7 @@ from verger.messages import (
     Drain,
     FromEngine,
     Heartbeat,
+    LookUp,
     Stats,
     Submit,
     ToEngine,
@@ -84,6 +85,8 @@ class Loop:
                 self._scheduler.submit(message, self._clock())
             case Cancel():
                 self._scheduler.cancel(message.request_id, self._clock())
+            case LookUp():
+                self._scheduler.look_up(message)
             case Drain():
                 self._scheduler.drain(self._clock())
             case _:

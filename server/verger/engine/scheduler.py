@@ -34,7 +34,9 @@ from verger.messages import (
     CacheStats,
     Finished,
     FinishReason,
+    Found,
     FromEngine,
+    LookUp,
     Progress,
     Rejected,
     RejectReason,
@@ -146,6 +148,11 @@ class Scheduler:
         sequence = self._queue.get(request_id) or self._rows.get(request_id)
         if sequence is not None:
             self._finish(sequence, FinishReason.CANCELLED)
+
+    def look_up(self, asked: LookUp) -> None:
+        """Say how much of a prompt is cached."""
+        hit = self.kv.look_up(asked.cache_salt, asked.prompt)
+        self._frames.append(Found(asked.lookup_id, hit.tokens, hit.file_tokens))
 
     def drain(self, now_s: float) -> None:
         """Reject every Submit from now on; what was taken runs to its end, unless nobody waits."""

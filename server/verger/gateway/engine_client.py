@@ -27,12 +27,14 @@ from verger.gateway.engine_supervisor import (
     Spawn,
 )
 from verger.gateway.generation import Event, Generation
+from verger.gateway.hits import Hits, LookUps
 from verger.gateway.principal import ANONYMOUS, Principal
 from verger.gateway.submit_queue import MAX_QUEUED, Choices, SubmitQueue
 from verger.messages import (
     BACKGROUND,
     Cancel,
     Finished,
+    Found,
     FromEngine,
     Hello,
     Progress,
@@ -71,6 +73,7 @@ class EngineClient:
         self._max_queued_events = max_queued_events
         self._pending: dict[int, Generation] = {}
         self._queue = SubmitQueue(max_queued)
+        self._look_ups = LookUps(lambda look_up: self._supervisor.send(look_up))
         self._is_queue_empty = asyncio.Event()
         self._is_queue_empty.set()
         self._is_stopping = False
@@ -162,11 +165,16 @@ class EngineClient:
 
     @asynccontextmanager
     async def generate_choices(
-        self, submit: Submit, choices: int, principal: Principal = ANONYMOUS
-    ) -> AsyncIterator[tuple[Generation, ...]]:
+        self,
+        submit: Submit,
+        choices: int,
+        principal: Principal = ANONYMOUS,
+        hits: Hits | None = None,
+    ) -> AsyncIterator[Choices]:
         """Generate several sequences from one prompt, which is computed once; choice i samples
-        with `sampling.choice` i. As `generate` otherwise; leaving cancels those that still run."""
-        generations = self._enter(submit, choices, principal)
+        with `sampling.choice` i. `hits` is what `look_up` said. As `generate` otherwise; leaving
+        cancels those that still run."""
+        generations = self._enter(submit, choices, principal, hits)
         try:
             yield generations
         finally:
@@ -191,6 +199,12 @@ class EngineClient:
         finally:
             self._leave(choices)
 
+    def look_up(self, submit: Submit) -> Hits:
+        """Ask how much of a prompt is cached; the answer comes with `Hits.wait`, or later."""
+        if self.state is not EngineState.READY:
+            raise self._unavailable()
+        return self._look_ups.ask(submit)
+
     def cancel(self, request_id: int) -> None:
         """Let the engine stop a request, if it still works on it; nothing more will come of it."""
         if self._take_out(request_id) is not None:
@@ -204,11 +218,13 @@ class EngineClient:
         submit = msgspec.structs.replace(submit, request_id=leader, forks=forks)
         return tuple(Generation(request_id, submit) for request_id in (leader, *forks))
 
-    def _enter(self, submit: Submit, count: int, principal: Principal) -> Choices:
+    def _enter(
+        self, submit: Submit, count: int, principal: Principal, hits: Hits | None
+    ) -> Choices:
         assert submit.prompt
         assert submit.max_tokens >= 1
         choices = self._new_choices(submit, count)
-        if not self._queue.push(choices, principal, self._clock()):
+        if not self._queue.push(choices, principal, self._clock(), hits):
             raise _overloaded()
         self._submit_next()
         return choices
@@ -248,6 +264,8 @@ class EngineClient:
                 if generation is not None:
                     generation.fail(self._rejection(frame.reason, len(generation.submit.prompt)))
                     self._submit_next()
+            case Found():
+                self._look_ups.tell(frame)
             case Stats():
                 self.stats = frame
 
@@ -274,6 +292,7 @@ class EngineClient:
 
     def _fail_pending(self) -> None:
         self.stats = None
+        self._look_ups.forget()
         pending = [self._take_out(request_id) for request_id in list(self._pending)]
         queued = itertools.chain.from_iterable(self._queue.clear())
         self._is_queue_empty.set()

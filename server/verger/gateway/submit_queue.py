@@ -25,6 +25,7 @@ from msgspec.structs import replace
 
 from verger.gateway.fairness import FairCounters, Work
 from verger.gateway.generation import Event, Generation
+from verger.gateway.hits import Hits
 from verger.gateway.principal import ANONYMOUS, Principal
 from verger.messages import BACKGROUND, BATCH, INTERACTIVE, Finished, Progress, RowTokens
 
@@ -46,8 +47,8 @@ class Waiting:
     choices: Choices
     principal: Principal
     arrived_s: float
-    cached_tokens: int = 0
-    """How much of its prompt is cached, as far as that is known."""
+    hits: Hits
+    """What is cached of its prompt; may become known while it waits."""
 
     @property
     def request_id(self) -> int:
@@ -97,11 +98,17 @@ class SubmitQueue:
         """How many the engine has, not counting what it does in the background."""
         return self._rows.total()
 
-    def push(self, choices: Choices, principal: Principal = ANONYMOUS, now_s: float = 0.0) -> bool:
+    def push(
+        self,
+        choices: Choices,
+        principal: Principal = ANONYMOUS,
+        now_s: float = 0.0,
+        hits: Hits | None = None,
+    ) -> bool:
         """Queue a request; False if there is no room for it."""
         if self.sequences + len(choices) > self._max_queued:
             return False
-        waiting = Waiting(choices, principal, now_s)
+        waiting = Waiting(choices, principal, now_s, hits or Hits())
         self._waiting[waiting.request_id] = waiting
         self._is_shared |= principal.key_id != ANONYMOUS.key_id
         self.counters.enter(waiting.key_id, choices[0].submit.priority)
@@ -211,7 +218,8 @@ class SubmitQueue:
             self._batch_turn_s = now_s
         # In the engine as well, nobody shall overtake a batch request whose turn it is.
         submit = replace(asked, caller=key_id, priority=INTERACTIVE if is_urgent else BATCH)
-        work = self.counters.begin(key_id, asked.priority, len(asked.prompt), waiting.cached_tokens)
+        cached_tokens = waiting.hits.memory_tokens
+        work = self.counters.begin(key_id, asked.priority, len(asked.prompt), cached_tokens)
         running = _Running(work, len(choices))
         for generation in choices:
             generation.submit = submit
