@@ -4,6 +4,7 @@ Every step takes what a step cost says, and two steps overlap as in the engine's
 left to a real clock. What is measured here is therefore exact.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -14,9 +15,10 @@ from verger.engine.pacing import Pacer
 from verger.engine.scheduler import Scheduler
 from verger.engine.step_cost import StepCost
 from verger.engine.steps import KVGeometry
-from verger.gateway.generation import Generation
+from verger.gateway.generation import Event, Generation
+from verger.gateway.hits import Hits
 from verger.gateway.principal import Principal
-from verger.gateway.submit_queue import Choices, SubmitQueue
+from verger.gateway.submit_queue import Choices, Origin, SubmitQueue
 from verger.messages import Finished, FromEngine, Progress, Submit, Tokens
 
 COST = StepCost(fixed_s=0.06, token_s=0.0008, attended_s=2e-8)
@@ -29,6 +31,7 @@ class Seen:
     """What became of one request."""
 
     arrived_s: float
+    arrived_plans: int
     first_chunk_plans: int | None = None
     """How many plans were made from its arrival up to its first chunk."""
     first_token_s: float | None = None
@@ -52,12 +55,13 @@ class Office:
     queue: SubmitQueue = field(default_factory=SubmitQueue)
     seen: dict[int, Seen] = field(default_factory=dict)
     finished: list[int] = field(default_factory=list)
+    sampled: Counter[int] = field(default_factory=Counter)
+    """Tokens of each request."""
     scheduler: Scheduler = field(init=False)
     _runner: EchoRunner = field(init=False)
     _ends_s: list[float] = field(default_factory=list)
     """When each launched step will have been computed."""
     _seconds: list[float] = field(default_factory=list)
-    _arrived_plans: dict[int, int] = field(default_factory=dict)
     _ids: "count[int]" = field(default_factory=lambda: count(1))
 
     def __post_init__(self) -> None:
@@ -69,16 +73,16 @@ class Office:
         )
         self._runner = EchoRunner(CONTEXT_TOKENS, kv)
 
-    def ask(self, principal: Principal, submit: Submit, choices: int = 1) -> int:
+    def ask(self, principal: Principal, submit: Submit, hits: Hits | None = None) -> int:
         """A request comes now; its id."""
-        leader, *forks = (next(self._ids) for _ in range(choices))
-        submit = replace(submit, request_id=leader, forks=forks)
-        made = tuple(Generation(request_id, submit) for request_id in (leader, *forks))
-        assert self.queue.push(made, principal, self.now_s)
-        self.seen |= {g.request_id: Seen(self.now_s) for g in made}
-        self._arrived_plans |= {g.request_id: self.plans for g in made}
+        request_id = next(self._ids)
+        submit = replace(submit, request_id=request_id)
+        origin = Origin(principal, hits=hits or Hits())
+        choices = (Generation(request_id, submit),)
+        assert self.queue.push(choices, origin, self.now_s)
+        self.seen[request_id] = Seen(self.now_s, self.plans)
         self._submit_next()
-        return leader
+        return request_id
 
     def step(self) -> None:
         """One turn of the engine's loop: launch a step, collect the one before it."""
@@ -92,8 +96,7 @@ class Office:
             for prefill in step.plan.prefills:
                 seen = self.seen[prefill.request_id]
                 if seen.first_chunk_plans is None:
-                    arrived = self._arrived_plans[prefill.request_id]
-                    seen.first_chunk_plans = self.plans - arrived
+                    seen.first_chunk_plans = self.plans - seen.arrived_plans
             self._runner.launch(step.plan)
             self._launch()
         if self.scheduler.launched > (0 if step.plan.is_empty else 1):
@@ -127,12 +130,13 @@ class Office:
             match frame:
                 case Tokens(rows=rows):
                     for row in rows:
-                        self.queue.note(row)
+                        self._note(row)
+                        self.sampled[row.request_id] += 1
                         seen = self.seen[row.request_id]
                         if seen.first_token_s is None:
                             seen.first_token_s = self.now_s
                 case Progress():
-                    self.queue.note(frame)
+                    self._note(frame)
                 case Finished():
                     self.seen[frame.request_id].is_finished = True
                     self.finished.append(frame.request_id)
@@ -140,6 +144,12 @@ class Office:
                     self._submit_next()
                 case _:
                     raise AssertionError(frame)
+
+    def _note(self, event: Event) -> None:
+        self.queue.note(event)
+        generation = self.queue._given[event.request_id]
+        generation.put(event)
+        generation._events.clear()  # Nobody reads them.
 
     def _submit_next(self) -> None:
         while (choices := self._next()) is not None:

@@ -13,6 +13,7 @@ from verger.gateway.submit_queue import (
     LOOK_AHEAD_ROWS,
     MAX_QUEUED,
     Choices,
+    Origin,
     SubmitQueue,
 )
 from verger.messages import BATCH, INTERACTIVE, Progress, RowTokens, Submit
@@ -33,10 +34,14 @@ def batch(choices: int = 1) -> Choices:
     return request(choices, replace(SUBMIT, priority=BATCH))
 
 
+def push(queue: SubmitQueue, choices: Choices, principal: Principal = ANONYMOUS) -> bool:
+    return queue.push(choices, Origin(principal), now_s=0.0)
+
+
 def filled(*requests: Choices, principal: Principal = ANONYMOUS) -> SubmitQueue:
     queue = SubmitQueue()
     for choices in requests:
-        assert queue.push(choices, principal)
+        assert push(queue, choices, principal)
     return queue
 
 
@@ -84,10 +89,10 @@ def test_sequences_are_bounded_not_requests() -> None:
     queue = filled(*(request() for _ in range(MAX_QUEUED - 3)), request(2))
 
     assert queue.sequences == MAX_QUEUED - 1
-    assert not queue.push(request(2))
-    assert queue.push(request())
+    assert not push(queue, request(2))
+    assert push(queue, request())
     assert queue.sequences == MAX_QUEUED
-    assert not queue.push(request())
+    assert not push(queue, request())
 
 
 def test_who_leaves_frees_its_place_and_is_not_served() -> None:
@@ -97,14 +102,14 @@ def test_who_leaves_frees_its_place_and_is_not_served() -> None:
     assert queue.remove(second)
     assert not queue.remove(second)
     assert queue.sequences == 2
-    assert queue.pop_next(MAX_ROWS) == first
+    assert queue.pop_next(MAX_ROWS, 0.0) == first
     assert not queue.remove(first)
     assert queue.clear() == [third]
     assert queue.sequences == 0
 
 
 def test_an_empty_queue_has_nobody_next() -> None:
-    assert SubmitQueue().pop_next(MAX_ROWS) is None
+    assert SubmitQueue().pop_next(MAX_ROWS, 0.0) is None
 
 
 @pytest.mark.parametrize(("max_rows", "share"), [(1, 1), (2, 1), (3, 2), (4, 2), (16, 8)])
@@ -132,10 +137,10 @@ def test_more_choices_than_its_share_go_when_the_key_has_no_row() -> None:
 def test_a_key_without_a_row_gets_the_kept_one_at_once() -> None:
     queue = filled(*(request() for _ in range(100)), principal=GREEDY)
     for _ in range(2):
-        queue.push(request(), MODEST)
+        push(queue, request(), MODEST)
     assert len(given(queue)) == MAX_ROWS - 1
     late = request()
-    queue.push(late, THIRD)
+    push(queue, late, THIRD)
 
     assert given(queue) == [late]
 
@@ -144,7 +149,7 @@ def test_keys_without_a_row_fill_the_look_ahead_but_those_that_have_one_do_not()
     queue = SubmitQueue()
     for number in range(PLACES + 1):
         for _ in range(2):
-            queue.push(request(), caller(f"key {number}"))
+            push(queue, request(), caller(f"key {number}"))
 
     got = given(queue)
     assert len(got) == PLACES
@@ -154,8 +159,8 @@ def test_keys_without_a_row_fill_the_look_ahead_but_those_that_have_one_do_not()
 def test_the_key_that_has_used_least_goes_first() -> None:
     queue = SubmitQueue()
     for _ in range(3):
-        queue.push(request(), GREEDY)
-        queue.push(request(), MODEST)
+        push(queue, request(), GREEDY)
+        push(queue, request(), MODEST)
     first, second, third = given(queue)
     for choices in (first, third):
         for token in range(50):
@@ -174,7 +179,7 @@ def test_who_comes_back_is_not_paid_for_having_been_away() -> None:
     queue = filled(*(request() for _ in range(10)), principal=GREEDY)
     for _ in range(4):
         end(queue, *given(queue))
-    queue.push(request(), MODEST)
+    push(queue, request(), MODEST)
 
     assert queue.counters.counter_s("modest") == queue.counters.counter_s("greedy") > 0
 
@@ -183,14 +188,14 @@ def test_a_wide_request_of_a_busy_key_is_overtaken_only_by_keys_without_a_row() 
     queue = SubmitQueue()
     busy, wide, behind, newcomer = request(), request(3), request(), request()
     principal = caller("busy", max_parallel=4)
-    queue.push(busy, principal)
+    push(queue, busy, principal)
     assert given(queue) == [busy]
-    queue.push(wide, principal)
+    push(queue, wide, principal)
     other = request()
-    queue.push(other, THIRD)
+    push(queue, other, THIRD)
     assert given(queue) == [other]
-    queue.push(behind, THIRD)
-    queue.push(newcomer, MODEST)
+    push(queue, behind, THIRD)
+    push(queue, newcomer, MODEST)
 
     assert given(queue) == [newcomer]
     end(queue, other, newcomer, busy)
@@ -201,10 +206,10 @@ def test_batch_waits_while_interactive_requests_do_and_leaves_a_row() -> None:
     queue = SubmitQueue()
     slow = [batch() for _ in range(10)]
     for choices in slow:
-        queue.push(choices, caller("night", max_parallel=100))
+        push(queue, choices, caller("night", max_parallel=100))
     quick = [request() for _ in range(3)]
     for choices in quick:
-        queue.push(choices, GREEDY)
+        push(queue, choices, GREEDY)
 
     got = given(queue)
     assert got == [*quick[:2], slow[0]]
@@ -218,10 +223,10 @@ def test_once_in_a_while_a_batch_request_goes_first_and_as_if_interactive() -> N
     night = caller("night", priority=Priority.BATCH)
     slow = [batch(), batch()]
     for choices in slow:
-        queue.push(choices, night)
+        push(queue, choices, night)
     quick = [request() for _ in range(20)]
     for choices in quick:
-        queue.push(choices, caller("day", max_parallel=100))
+        push(queue, choices, caller("day", max_parallel=100))
     got = given(queue)
     assert slow[0] not in got
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.principals import caller
 from verger.gateway.generation import Generation
-from verger.gateway.submit_queue import BATCH_TURN_S, LOOK_AHEAD_ROWS, Choices, SubmitQueue
+from verger.gateway.submit_queue import BATCH_TURN_S, LOOK_AHEAD_ROWS, Choices, Origin, SubmitQueue
 from verger.messages import BATCH, INTERACTIVE, Progress, RowTokens, Submit
 
 KEYS = ("", "a", "b", "c", "d")
@@ -64,7 +64,7 @@ class Play:
     def come(self, key_id: str, size: int, priority: int = INTERACTIVE) -> None:
         submit = Submit(0, [1] * 1_000, 5, [], priority=priority)
         choices = tuple(Generation(next(self._ids), submit) for _ in range(size))
-        assert self.queue.push(choices, caller(key_id), self.now_s)
+        assert self.queue.push(choices, Origin(caller(key_id)), self.now_s)
         self.waiting[choices[0].request_id] = (key_id, choices)
 
     def end(self, request_id: int) -> None:

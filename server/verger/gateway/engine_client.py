@@ -29,7 +29,8 @@ from verger.gateway.engine_supervisor import (
 from verger.gateway.generation import Event, Generation
 from verger.gateway.hits import Hits, LookUps
 from verger.gateway.principal import ANONYMOUS, Principal
-from verger.gateway.submit_queue import MAX_QUEUED, Choices, SubmitQueue
+from verger.gateway.rates import RateFit, Rates
+from verger.gateway.submit_queue import MAX_QUEUED, Choices, Origin, SubmitQueue
 from verger.messages import (
     BACKGROUND,
     Cancel,
@@ -41,6 +42,7 @@ from verger.messages import (
     Ready,
     Rejected,
     RejectReason,
+    RowTokens,
     Stats,
     Submit,
     Tokens,
@@ -51,6 +53,8 @@ __all__ = ["EngineClient", "EngineState", "Event", "Generation", "RestartLimits"
 MAX_QUEUED_EVENTS = 4096
 """What a consumer may leave untaken, about a token each, before its request is cancelled."""
 RETRY_AFTER_S = 2
+NOBODY = Origin()
+"""Of requests of which nothing is known."""
 
 
 class EngineClient:
@@ -72,7 +76,9 @@ class EngineClient:
         """The living engine's last snapshot."""
         self._max_queued_events = max_queued_events
         self._pending: dict[int, Generation] = {}
-        self._queue = SubmitQueue(max_queued)
+        self.queue = SubmitQueue(max_queued)
+        """Who waits and who runs, for forecasts; only this class changes it."""
+        self._rates = RateFit()
         self._look_ups = LookUps(lambda look_up: self._supervisor.send(look_up))
         self._is_queue_empty = asyncio.Event()
         self._is_queue_empty.set()
@@ -89,6 +95,11 @@ class EngineClient:
             clock=clock,
             sleep=sleep,
         )
+
+    @property
+    def rates(self) -> Rates:
+        """How fast the engine is."""
+        return self._rates.rates
 
     @property
     def state(self) -> EngineState:
@@ -113,12 +124,12 @@ class EngineClient:
     @property
     def pending(self) -> int:
         """Sequences that the engine works on, not counting what it does in the background."""
-        return self._queue.given
+        return self.queue.given
 
     @property
     def queued(self) -> int:
         """Sequences that wait for their turn."""
-        return self._queue.sequences
+        return self.queue.sequences
 
     async def start(self) -> None:
         """Start the engine in the background; `wait_ready` tells when and whether it runs."""
@@ -152,29 +163,22 @@ class EngineClient:
         await self._supervisor.stop(max(0.0, drain_s - (self._clock() - started_s)))
 
     @asynccontextmanager
-    async def generate(
-        self, submit: Submit, principal: Principal = ANONYMOUS
-    ) -> AsyncIterator[Generation]:
+    async def generate(self, submit: Submit, origin: Origin = NOBODY) -> AsyncIterator[Generation]:
         """Generate one sequence; its request id is given here. Leaving early cancels it.
 
         While the engine has enough to do the sequence waits for its key's turn.
         Raises EngineUnavailable or Overloaded; so does iterating, and ContextLengthExceeded.
         """
-        async with self.generate_choices(submit, 1, principal) as (generation,):
+        async with self.generate_choices(submit, 1, origin) as (generation,):
             yield generation
 
     @asynccontextmanager
     async def generate_choices(
-        self,
-        submit: Submit,
-        choices: int,
-        principal: Principal = ANONYMOUS,
-        hits: Hits | None = None,
+        self, submit: Submit, choices: int, origin: Origin = NOBODY
     ) -> AsyncIterator[Choices]:
         """Generate several sequences from one prompt, which is computed once; choice i samples
-        with `sampling.choice` i. `hits` is what `look_up` said. As `generate` otherwise; leaving
-        cancels those that still run."""
-        generations = self._enter(submit, choices, principal, hits)
+        with `sampling.choice` i. As `generate` otherwise; leaving cancels those that still run."""
+        generations = self._enter(submit, choices, origin)
         try:
             yield generations
         finally:
@@ -192,7 +196,7 @@ class EngineClient:
         assert submit.max_tokens == 0
         assert submit.priority == BACKGROUND
         choices = self._new_choices(submit, 1)
-        self._queue.start_background(choices[0], principal)
+        self.queue.start_background(choices[0], principal)
         self._send(choices)
         try:
             yield choices[0]
@@ -218,19 +222,17 @@ class EngineClient:
         submit = msgspec.structs.replace(submit, request_id=leader, forks=forks)
         return tuple(Generation(request_id, submit) for request_id in (leader, *forks))
 
-    def _enter(
-        self, submit: Submit, count: int, principal: Principal, hits: Hits | None
-    ) -> Choices:
+    def _enter(self, submit: Submit, count: int, origin: Origin) -> Choices:
         assert submit.prompt
         assert submit.max_tokens >= 1
         choices = self._new_choices(submit, count)
-        if not self._queue.push(choices, principal, self._clock(), hits):
+        if not self.queue.push(choices, origin, self._clock()):
             raise _overloaded()
         self._submit_next()
         return choices
 
     def _leave(self, choices: Choices) -> None:
-        if not self._queue.remove(choices):
+        if not self.queue.remove(choices):
             for generation in choices:
                 self.cancel(generation.request_id)
         self._submit_next()
@@ -239,7 +241,7 @@ class EngineClient:
         """Give the engine whose turn it is; called whenever that may have changed."""
         assert self.ready is not None
         max_rows = self.ready.max_rows
-        while (choices := self._queue.pop_next(max_rows, self._clock())) is not None:
+        while (choices := self.queue.pop_next(max_rows, self._clock())) is not None:
             self._send(choices)
         if self.queued:
             self._is_queue_empty.clear()
@@ -268,12 +270,16 @@ class EngineClient:
                 self._look_ups.tell(frame)
             case Stats():
                 self.stats = frame
+                self._rates.observe(frame, self._clock())
+                self.queue.counters.prices = self.rates.prices(self._rates.rows)
 
     def _deliver(self, event: Event) -> None:
         generation = self._pending.get(event.request_id)
         if generation is None:
             return
-        self._queue.note(event)
+        self.queue.note(event)
+        if isinstance(event, RowTokens) and generation.first_token_s is None:
+            generation.first_token_s = self._clock()
         if isinstance(event, Finished):
             self._take_out(event.request_id)
             self._submit_next()
@@ -287,14 +293,15 @@ class EngineClient:
         """The one place where the engine's work on a sequence ends; None if it has ended."""
         generation = self._pending.pop(request_id, None)
         if generation is not None:
-            self._queue.end(request_id)
+            self.queue.end(request_id)
         return generation
 
     def _fail_pending(self) -> None:
         self.stats = None
         self._look_ups.forget()
+        self._rates.restart()
         pending = [self._take_out(request_id) for request_id in list(self._pending)]
-        queued = itertools.chain.from_iterable(self._queue.clear())
+        queued = itertools.chain.from_iterable(self.queue.clear())
         self._is_queue_empty.set()
         for generation in (*filter(None, pending), *queued):
             generation.fail(self._unavailable())

@@ -75,12 +75,18 @@ class FairCounters:
         account = self._accounts.get(key_id)
         return account.counter_s if account else 0.0
 
+    def lifted_s(self, key_id: str, priority: int) -> float:
+        """The counter of a key if another request of it came now."""
+        account = self._accounts.get(key_id)
+        if account and account.active[priority]:
+            return account.counter_s
+        return max(self.counter_s(key_id), self._level_s(priority))
+
     def enter(self, key_id: str, priority: int) -> None:
         """A request comes. If its key had nothing to do in this class it is lifted to those that
         had: what it did not use is lost."""
         account = self._account(key_id)
-        if not account.active[priority]:
-            account.counter_s = max(account.counter_s, self._level_s(priority))
+        account.counter_s = self.lifted_s(key_id, priority)
         account.active[priority] += 1
 
     def leave(self, key_id: str, priority: int) -> None:
@@ -110,6 +116,12 @@ class FairCounters:
     def end(self, work: Work) -> None:
         """Nothing more will be computed for it."""
         self._charge_prompt(work, work.computed_tokens)
+
+    def cost_s(self, priority: int, prompt_tokens: int, output_tokens: int) -> float:
+        """What a request will be charged for so many uncached and so many sampled tokens."""
+        prices = self.prices
+        gpu_s = prompt_tokens * prices.prompt_s + output_tokens * prices.output_s
+        return gpu_s / WEIGHTS[priority]
 
     def _charge_prompt(self, work: Work, tokens: int) -> None:
         """Make it `tokens` of the prompt that are charged for, whatever it was before."""

@@ -25,6 +25,12 @@ class Generation:
     """What asked for it; the choices of one answer share it."""
     cached_tokens: int | None = None
     """How much of the prompt was cached; None until the engine has given the request a row."""
+    prefilled_tokens: int = 0
+    """How much of the prompt is there, cached or computed."""
+    sampled_tokens: int = 0
+    given_s: float | None = None
+    """When the engine got it; None while it waits for its turn."""
+    first_token_s: float | None = None
     _events: deque[Event] = field(default_factory=deque)
     _error: ReplyError | None = None
     _is_finished: bool = False
@@ -41,12 +47,14 @@ class Generation:
             case Progress():
                 if self.cached_tokens is None:
                     self.cached_tokens = event.cached_tokens
+                self.prefilled_tokens = event.prefilled_tokens
                 if self._events and isinstance(self._events[-1], Progress):
                     self._events.pop()
             case Finished():
                 self.cached_tokens = event.cached_tokens
             case RowTokens():
-                pass
+                self.prefilled_tokens = len(self.submit.prompt)
+                self.sampled_tokens += len(event.ids)
         self._events.append(event)
         self._wake()
 

@@ -16,10 +16,11 @@ served, and all rows are used.
       └───► removed
 """
 
+import heapq
 import math
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -27,7 +28,7 @@ from verger.gateway.fairness import FairCounters, Work
 from verger.gateway.generation import Event, Generation
 from verger.gateway.hits import Hits
 from verger.gateway.principal import ANONYMOUS, Principal
-from verger.messages import BACKGROUND, BATCH, INTERACTIVE, Finished, Progress, RowTokens
+from verger.messages import BACKGROUND, BATCH, INTERACTIVE, Finished, Progress, RowTokens, Submit
 
 LOOK_AHEAD_ROWS = 2
 """Sequences beyond its rows that the engine holds, to fill a row in the step after it is free."""
@@ -40,15 +41,23 @@ Choices = tuple[Generation, ...]
 """The sequences of one request: they share a prompt, wait together and are submitted at once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from, and what is known of it besides what the engine is told."""
+
+    principal: Principal = ANONYMOUS
+    effort: str = ""
+    hits: Hits = field(default_factory=Hits)
+    """What is cached of its prompt; may become known while it waits."""
+
+
 @dataclass(slots=True)
 class Waiting:
     """A request in the queue."""
 
     choices: Choices
-    principal: Principal
+    origin: Origin
     arrived_s: float
-    hits: Hits
-    """What is cached of its prompt; may become known while it waits."""
 
     @property
     def request_id(self) -> int:
@@ -58,12 +67,22 @@ class Waiting:
     @property
     def key_id(self) -> str:
         """Whose it is."""
-        return self.principal.key_id
+        return self.origin.principal.key_id
+
+    @property
+    def submit(self) -> Submit:
+        """What the engine will be asked for."""
+        return self.choices[0].submit
+
+    @property
+    def uncached_tokens(self) -> int:
+        """What of its prompt has to be computed, as far as that is known."""
+        return len(self.submit.prompt) - self.origin.hits.disk_tokens
 
     @property
     def is_batch(self) -> bool:
         """Whether interactive requests go first."""
-        return self.choices[0].submit.priority == BATCH
+        return self.submit.priority == BATCH
 
 
 @dataclass(slots=True)
@@ -72,6 +91,7 @@ class _Running:
 
     work: Work
     sequences: int
+    origin: Origin
 
 
 class SubmitQueue:
@@ -81,6 +101,8 @@ class SubmitQueue:
         self.counters = FairCounters()
         self._max_queued = max_queued
         self._waiting: dict[int, Waiting] = {}
+        self._given: dict[int, Generation] = {}
+        """What the engine has and somebody waits for."""
         self._running: dict[int, _Running] = {}
         """By sequence; the choices of one request share the value."""
         self._rows: Counter[str] = Counter()
@@ -98,23 +120,17 @@ class SubmitQueue:
         """How many the engine has, not counting what it does in the background."""
         return self._rows.total()
 
-    def push(
-        self,
-        choices: Choices,
-        principal: Principal = ANONYMOUS,
-        now_s: float = 0.0,
-        hits: Hits | None = None,
-    ) -> bool:
+    def push(self, choices: Choices, origin: Origin, now_s: float) -> bool:
         """Queue a request; False if there is no room for it."""
         if self.sequences + len(choices) > self._max_queued:
             return False
-        waiting = Waiting(choices, principal, now_s, hits or Hits())
+        waiting = Waiting(choices, origin, now_s)
         self._waiting[waiting.request_id] = waiting
-        self._is_shared |= principal.key_id != ANONYMOUS.key_id
-        self.counters.enter(waiting.key_id, choices[0].submit.priority)
+        self._is_shared |= waiting.key_id != ANONYMOUS.key_id
+        self.counters.enter(waiting.key_id, waiting.submit.priority)
         return True
 
-    def pop_next(self, max_rows: int, now_s: float = 0.0) -> Choices | None:
+    def pop_next(self, max_rows: int, now_s: float) -> Choices | None:
         """The request whose turn it is, which the engine shall have now; None to wait.
 
         Nobody overtakes a request that waits for all its choices to fit, but a key without a row.
@@ -141,7 +157,7 @@ class SubmitQueue:
         self.counters.enter(principal.key_id, BACKGROUND)
         # What it costs is known once the engine has begun.
         work = self.counters.begin(principal.key_id, BACKGROUND, prompt_tokens, prompt_tokens)
-        self._running[generation.request_id] = _Running(work, 1)
+        self._running[generation.request_id] = _Running(work, 1, Origin(principal))
 
     def note(self, event: Event) -> None:
         """Charge for what the engine says that it has done."""
@@ -156,6 +172,7 @@ class SubmitQueue:
 
     def end(self, request_id: int) -> None:
         """The engine has one sequence less."""
+        self._given.pop(request_id, None)
         running = self._running.pop(request_id)
         work = running.work
         if work.priority != BACKGROUND:
@@ -170,7 +187,7 @@ class SubmitQueue:
         """Take a request out; False if it does not wait."""
         waiting = self._waiting.pop(choices[0].request_id, None)
         if waiting is not None:
-            self.counters.leave(waiting.key_id, choices[0].submit.priority)
+            self.counters.leave(waiting.key_id, waiting.submit.priority)
         return waiting is not None
 
     def clear(self) -> list[Choices]:
@@ -179,6 +196,48 @@ class SubmitQueue:
         for choices in waiting:
             self.remove(choices)
         return waiting
+
+    # What a forecast is made of.
+
+    def running(self) -> list[tuple[Generation, Origin]]:
+        """The sequences that the engine has, in the order in which it got them."""
+        return [(g, self._running[request_id].origin) for request_id, g in self._given.items()]
+
+    def share(self, principal: Principal, max_rows: int) -> int | None:
+        """How many rows a key may have; None as long as there are no keys."""
+        if not self._is_shared and principal.key_id == ANONYMOUS.key_id:
+            return None
+        return principal.max_parallel or (max_rows + 1) // 2
+
+    def in_fair_order(
+        self, asked: Waiting | None, output_tokens: Callable[[Waiting], int]
+    ) -> list[Waiting]:
+        """Who waits, and `asked` if it came now, in the order in which they would go if nobody
+        else came; shares and the turns of the batch class apart."""
+        lines: dict[tuple[bool, str], deque[Waiting]] = {}
+        for waiting in [*self._waiting.values(), *([asked] if asked else [])]:
+            lines.setdefault((waiting.is_batch, waiting.key_id), deque()).append(waiting)
+        heap = [
+            (is_batch, self.counters.lifted_s(key_id, line[0].submit.priority), line[0].request_id)
+            for (is_batch, key_id), line in lines.items()
+        ]
+        by_head = {line[0].request_id: line for line in lines.values()}
+        heapq.heapify(heap)
+        order: list[Waiting] = []
+        while heap:
+            is_batch, counter_s, request_id = heapq.heappop(heap)
+            line = by_head.pop(request_id)
+            first = line.popleft()
+            order.append(first)
+            if line:
+                sampled = output_tokens(first) * len(first.choices)
+                priority = first.submit.priority
+                counter_s += self.counters.cost_s(priority, first.uncached_tokens, sampled)
+                by_head[line[0].request_id] = line
+                heapq.heappush(heap, (is_batch, counter_s, line[0].request_id))
+        return order
+
+    # Whose turn it is.
 
     def _in_turn(self, now_s: float) -> Iterator[tuple[Waiting, bool]]:
         """The first request of each key and class, in the order of their turns; whether it goes
@@ -200,10 +259,8 @@ class SubmitQueue:
         return waiting.is_batch and now_s - since_s >= BATCH_TURN_S
 
     def _exceeds_share(self, waiting: Waiting, max_rows: int) -> bool:
-        if not self._is_shared:
-            return False
-        share = waiting.principal.max_parallel or (max_rows + 1) // 2
-        return self._rows[waiting.key_id] + len(waiting.choices) > share
+        share = self.share(waiting.origin.principal, max_rows)
+        return share is not None and self._rows[waiting.key_id] + len(waiting.choices) > share
 
     def _places(self, has_rows: bool, is_urgent: bool, max_rows: int) -> int:
         """Up to how many sequences the engine may get."""
@@ -213,16 +270,18 @@ class SubmitQueue:
     def _give(self, waiting: Waiting, is_urgent: bool, now_s: float) -> Choices:
         del self._waiting[waiting.request_id]
         choices, key_id = waiting.choices, waiting.key_id
-        asked = choices[0].submit
+        asked = waiting.submit
         if waiting.is_batch:
             self._batch_turn_s = now_s
         # In the engine as well, nobody shall overtake a batch request whose turn it is.
         submit = replace(asked, caller=key_id, priority=INTERACTIVE if is_urgent else BATCH)
-        cached_tokens = waiting.hits.memory_tokens
+        cached_tokens = len(asked.prompt) - waiting.uncached_tokens
         work = self.counters.begin(key_id, asked.priority, len(asked.prompt), cached_tokens)
-        running = _Running(work, len(choices))
+        running = _Running(work, len(choices), waiting.origin)
         for generation in choices:
             generation.submit = submit
+            generation.given_s = now_s
+            self._given[generation.request_id] = generation
             self._running[generation.request_id] = running
         self._rows[key_id] += len(choices)
         return choices

@@ -23,6 +23,7 @@ from verger.gateway.interleave import interleave
 from verger.gateway.ledger_store import LOCAL
 from verger.gateway.principal import Principal, Priority
 from verger.gateway.service import Service
+from verger.gateway.submit_queue import Origin
 from verger.messages import (
     BATCH,
     INTERACTIVE,
@@ -160,13 +161,14 @@ async def open_turn(
     """Submit the prompt; raises ContextLengthExceeded, EngineUnavailable or Overloaded."""
     submit = _submission(service, principal, request, prompt)
     record.prompt_tokens = len(prompt.ids)
-    async with service.engine.generate_choices(submit, request.choices, principal) as generations:
+    origin = Origin(principal, request.conversation.effort.value)
+    async with service.engine.generate_choices(submit, request.choices, origin) as generations:
         record.route = LOCAL
         turn = Turn(
             prompt=prompt,
             generations=generations,
             readers=tuple(_reader(service, request) for _ in generations),
-            principal=principal,
+            principal=origin.principal,
             record=record,
             monotonic_s=service.monotonic_s,
             cancel=service.engine.cancel,
