@@ -86,6 +86,8 @@ def _usage_faults(request: Json, usage: Json, choices: int) -> Iterator[str]:
         yield "usage: more tokens cached than sent"
     if not 0 <= (usage["completion_tokens_details"]["reasoning_tokens"] or 0) <= completion:
         yield "usage: more tokens of reasoning than sampled"
+    if usage["queue_ms"] < 0 or not (usage["served_by"] and usage["reason"]):
+        yield "usage: does not say who answered, and why"
     limit = request.get("max_completion_tokens") or request.get("max_tokens")
     if limit is not None and completion > limit * choices:
         yield "usage: more tokens than max_tokens"
@@ -207,8 +209,10 @@ def same_answer(one: Json, other: Json) -> bool:
 
 
 def same_usage(one: Json, other: Json) -> bool:
-    """Whether two usages differ only in how much was cached: the second time, nearly all is."""
-    return {**one, "prompt_tokens_details": None} == {**other, "prompt_tokens_details": None}
+    """Whether two usages differ only in how much was cached, nearly all of it the second time, and
+    in how long they waited and why."""
+    new = {"prompt_tokens_details": None, "queue_ms": None, "reason": None}
+    return {**one, **new} == {**other, **new}
 
 
 def _comparable(answer: Json) -> Sequence[Any]:

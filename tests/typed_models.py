@@ -7,7 +7,7 @@ extra fields, and it builds them without validating. Here nothing is let through
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from openai.types import Model
+from openai.types import CompletionUsage, Model
 from openai.types.chat import (
     ChatCompletionMessage,
     ChatCompletionTokenLogprob,
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 ALLOWED_EXTRA: Mapping[type[BaseModel], frozenset[str]] = {
     ChatCompletionMessage: frozenset({"reasoning"}),  # As OpenRouter and vLLM have it.
     chat_completion_chunk.ChoiceDelta: frozenset({"reasoning"}),
+    CompletionUsage: frozenset({"served_by", "reason", "queue_ms"}),  # A stream's last word.
     Model: frozenset({"context_length"}),  # As OpenRouter has it.
 }
 """All that may stand beside OpenAI's own fields."""

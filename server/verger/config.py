@@ -20,6 +20,8 @@ from msgspec import Meta, Struct
 from verger import paths
 from verger.errors import ConfigError
 
+DEFAULT = "default"
+"""The origin of a value that nobody has set."""
 SERVED_MODEL = "auto"
 """As the target of an alias: whichever model is being served."""
 
@@ -37,7 +39,7 @@ RELOADABLE = frozenset(
     for name in ("heartbeat_s", "allowed_hosts", "cors_origins", "tls_cert", "tls_key")
 )
 """What a running server takes over on SIGHUP, besides aliases; the rest needs a restart."""
-_PLANNED = ("spill", "providers")
+_PLANNED = ("providers",)
 _Gib = Annotated[float, Meta(ge=0, le=65_536)]
 _OTHER_VARIABLES = ("VERGER_HOME", "VERGER_REQUIRE_ORACLE", "VERGER_TEST_CACHE")
 """Of ours, but no settings: the state folder, and what the test suite is told."""
@@ -97,11 +99,25 @@ class CostsConfig(Struct, frozen=True):
     busy: Annotated[float, Meta(gt=0, le=1)] | None = None
 
 
+class SpillConfig(Struct, frozen=True):
+    """When a request is late, how long it may wait, and what a cloud may cost then.
+
+    Only the first two mean anything without a cloud."""
+
+    enabled: bool = False
+    ttft_objective_s: Annotated[float, Meta(gt=0, le=3_600)] = 10.0
+    max_wait_s: Annotated[float, Meta(ge=1, le=86_400)] = 120.0
+    monthly_budget_usd: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
+    min_intelligence: Annotated[str, Meta(min_length=1, max_length=100)] = "gpt-oss-20b"
+
+
+_SPILL_OF_A_CLOUD = ("monthly_budget_usd", "min_intelligence")
 _SECTIONS: Mapping[str, type[Struct]] = {
     "server": ServerConfig,
     "engine": EngineConfig,
     "lan": LanConfig,
     "costs": CostsConfig,
+    "spill": SpillConfig,
 }
 _FIELDS = {
     f"{section}.{field.name}": field
@@ -127,6 +143,7 @@ class Config:
     engine: EngineConfig
     lan: LanConfig
     costs: CostsConfig
+    spill: SpillConfig
     aliases: Mapping[str, str]
     settings: Mapping[str, Setting]
 
@@ -144,6 +161,7 @@ def load_config(
     settings |= _from_file(file)
     settings |= _from_environment(os.environ if environ is None else environ)
     settings |= _from_flags(flags or {})
+    _refuse_what_has_no_effect(settings)
     return _config(settings)
 
 
@@ -165,6 +183,7 @@ def _config(settings: dict[str, Setting]) -> Config:
         engine=msgspec.convert(_section(settings, "engine"), EngineConfig),
         lan=msgspec.convert(_section(settings, "lan"), LanConfig),
         costs=msgspec.convert(_section(settings, "costs"), CostsConfig),
+        spill=msgspec.convert(_section(settings, "spill"), SpillConfig),
         aliases=_section(settings, "aliases"),
         settings=settings,
     )
@@ -180,10 +199,33 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _refuse_what_has_no_effect(settings: Mapping[str, Setting]) -> None:
+    """Whoever sets it shall not believe that it does something."""
+    enabled = settings["spill.enabled"]
+    if enabled.value:
+        raise ConfigError(
+            f"{enabled.origin}: spill.enabled needs [[providers]], which this version does not "
+            "have yet; set it to false"
+        )
+    for name in _SPILL_OF_A_CLOUD:
+        setting = settings[f"spill.{name}"]
+        if setting.origin != DEFAULT:
+            raise ConfigError(
+                f"{setting.origin}: spill.{name} has no effect while spill.enabled is false; "
+                "remove it"
+            )
+    objective, wait = settings["spill.ttft_objective_s"], settings["spill.max_wait_s"]
+    if objective.value > wait.value:
+        raise ConfigError(
+            f"{objective.origin}: spill.ttft_objective_s = {objective.value:g} exceeds "
+            f"spill.max_wait_s = {wait.value:g}"
+        )
+
+
 def _from_defaults() -> dict[str, Setting]:
     values = {key: field.default for key, field in _FIELDS.items()}
     values |= {f"aliases.{name}": target for name, target in DEFAULT_ALIASES.items()}
-    return {key: Setting(value, "default") for key, value in values.items()}
+    return {key: Setting(value, DEFAULT) for key, value in values.items()}
 
 
 def _from_file(file: Path | None) -> dict[str, Setting]:

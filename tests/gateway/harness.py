@@ -35,9 +35,11 @@ from verger.messages import (
     Drain,
     Finished,
     FinishReason,
+    Found,
     FromEngine,
     Hello,
     Logprob,
+    LookUp,
     Ready,
     RowTokens,
     Submit,
@@ -75,6 +77,8 @@ class PlayedEngine:
     submits: asyncio.Queue[Submit] = field(default_factory=asyncio.Queue)
     refills: asyncio.Queue[Submit] = field(default_factory=asyncio.Queue)
     finishes_refills: bool = True
+    answers_look_ups: bool = True
+    """Whether it says at once that nothing is cached."""
     cancels: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
     greeted: asyncio.Event = field(default_factory=asyncio.Event)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
@@ -139,6 +143,8 @@ class PlayedEngine:
             case Submit():
                 self.sampled |= dict.fromkeys((frame.request_id, *frame.forks), 0)
                 self.submits.put_nowait(frame)
+            case LookUp() if self.answers_look_ups:
+                self.send(Found(frame.lookup_id, 0, 0))
             case Cancel(request_id=request_id):
                 self.sampled.pop(request_id, None)
                 self.cancels.put_nowait(request_id)

@@ -68,7 +68,7 @@ async def test_an_answered_request_is_a_row(stream: bool, accounted: Served) -> 
     prompt, output = len(submit.prompt), len(tokens_of(ANSWER + "<|return|>"))
     assert row["request_id"] == response.headers["x-request-id"]
     assert (row["model_asked"], row["model"], row["route"]) == ("gpt-4o", MODEL_ID, "local")
-    assert (row["finish"], row["reason"]) == ("stop", "only-route")
+    assert (row["finish"], row["reason"]) == ("stop", "unmeasured")
     assert (row["uncached_tokens"], row["cached_tokens"]) == (prompt - 16, 16)
     assert (row["output_tokens"], row["reasoning_tokens"]) == (output, 3)
     assert (row["cost_micro_usd"], row["baseline_micro_usd"]) == (0, prompt + 10 * output)

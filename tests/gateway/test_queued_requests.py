@@ -9,6 +9,8 @@ import pytest
 
 from tests.gateway.harness import MAX_ROWS, Gateway, PlayedEngine, chat_body, ready_gateway
 from tests.gateway.test_streams import FINAL, chat_stream, deltas_of
+from verger.gateway.rates import Rates
+from verger.gateway.routing import Limits
 from verger.gateway.submit_queue import LOOK_AHEAD_ROWS, MAX_QUEUED
 from verger.messages import Submit
 
@@ -77,6 +79,45 @@ async def test_a_full_queue_is_a_503_before_the_stream_begins(
 
     assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
     assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_a_wait_that_is_too_long_is_a_503_that_says_so(tmp_path: Path) -> None:
+    limits = Limits(ttft_objective_s=1.0, max_wait_s=2.0)
+    async with (
+        ready_gateway(tmp_path, limits=limits) as (gateway, engine),
+        AsyncExitStack() as stack,
+    ):
+        submit = Submit(request_id=0, prompt=[1], max_tokens=2_000, stop_ids=[])
+        for _ in range(PLACES):
+            await stack.enter_async_context(gateway.service.engine.generate(submit))
+        gateway.service.engine._rates.rates = Rates(step_s=0.01, is_measured=True)
+        response = await gateway.chat(stream=True)
+        status = (await gateway.http.get("/v1/status")).json()
+
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (503, "overloaded")
+    assert "spill.max_wait_s = 2" in error["message"]
+    assert 1 <= int(response.headers["retry-after"]) <= 60
+    assert status["admission"]["refused"] == 1
+    assert status["admission"]["step_ms"] is not None
+
+
+async def test_the_usage_of_a_stream_says_how_long_it_has_waited(
+    busy: tuple[Gateway, PlayedEngine, Submit],
+) -> None:
+    """The headers were sent before that was known."""
+    gateway, engine, running = busy
+    async with chat_stream(gateway, stream_options={"include_usage": True}) as events:
+        for _ in range(3):
+            await events.next()
+        engine.finish(running)
+        await engine.answer(FINAL + "hi<|return|>")
+        *_, last = await events.rest()
+        waited_ms = int(events.response.headers["x-verger-queue-ms"])
+
+    assert last["usage"]["queue_ms"] >= waited_ms + 20, "two heartbeats of 20 ms were heard"
+    assert last["usage"]["served_by"] == events.response.headers["x-verger-served-by"] == "local"
+    assert last["usage"]["reason"] == "unmeasured"
 
 
 @pytest.mark.parametrize(("header", "priority"), [(None, 0), ("interactive", 0), ("batch", 1)])

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from verger.api.answer import Delta, Outcome, Piece, TokenLogprob, ToolCallDelta, Usage
+from verger.api.answer import Delta, Outcome, Piece, Served, TokenLogprob, ToolCallDelta, Usage
 from verger.api.chat_response import AnswerHead, ChatChunkEncoder, encode_completion
 from verger.formats.harmony.events import Finish
 
 HEAD = AnswerHead("chatcmpl-1", 1_700_000_000, "m", "fp_1")
 USAGE = Usage(prompt_tokens=10, completion_tokens=7, cached_tokens=4, reasoning_tokens=3)
+SERVED = Served("local", "waits", 1_234)
 LOGPROB = TokenLogprob("so", [115, 111], -0.5, [])
 OPENING = ToolCallDelta(0, '{"a', id="call_1", name="f")
 CALLS = (OPENING, ToolCallDelta(0, '":1}'), ToolCallDelta(1, "{}", id="call_2", name="g"))
@@ -25,7 +26,7 @@ def chunk(encoded: bytes) -> dict[str, Any]:
 
 
 def completion(*pieces: Delta | Outcome) -> dict[str, Any]:
-    encoded = encode_completion(HEAD, [(0, piece) for piece in pieces])
+    encoded = encode_completion(HEAD, [(0, piece) for piece in pieces], SERVED)
     ChatCompletion.model_validate_json(encoded, strict=True)
     decoded: dict[str, Any] = json.loads(encoded)
     return decoded
@@ -38,7 +39,7 @@ def test_every_chunk_repeats_the_head() -> None:
         encoder.heartbeat(),
         encoder.delta(0, Delta(content="x")),
         encoder.finish(0, Finish.STOP),
-        encoder.usage(USAGE),
+        encoder.usage(USAGE, SERVED),
     ]
     for encoded in chunks:
         head = {key: chunk(encoded)[key] for key in ("id", "created", "model", "object")}
@@ -83,7 +84,7 @@ def test_a_chunk_carries_only_what_was_added(delta: Delta, expected: dict[str, A
 
 def test_usage_is_null_in_all_chunks_but_the_last() -> None:
     asked = ChatChunkEncoder(HEAD, include_usage=True)
-    last = chunk(asked.usage(USAGE))
+    last = chunk(asked.usage(USAGE, SERVED))
 
     assert chunk(asked.first(0))["usage"] is None
     assert "usage" not in chunk(ChatChunkEncoder(HEAD, include_usage=False).first(0))
@@ -94,6 +95,9 @@ def test_usage_is_null_in_all_chunks_but_the_last() -> None:
         "total_tokens": 17,
         "prompt_tokens_details": {"cached_tokens": 4},
         "completion_tokens_details": {"reasoning_tokens": 3},
+        "served_by": "local",
+        "reason": "waits",
+        "queue_ms": 1_234,
     }
 
 
@@ -147,7 +151,7 @@ def test_choices_stand_in_order_and_the_prompt_counts_once() -> None:
         (1, Outcome(Finish.STOP, USAGE)),
         (0, Outcome(Finish.LENGTH, USAGE)),
     ]
-    answer = json.loads(encode_completion(HEAD, pieces))
+    answer = json.loads(encode_completion(HEAD, pieces, SERVED))
 
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
     assert [choice["message"]["content"] for choice in answer["choices"]] == ["zero", "one"]

@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from verger.api.status import (
     DISK_NOT_WANTED,
+    Admission,
     GatewayFacts,
     KeyActivity,
     Lan,
@@ -16,6 +17,20 @@ from verger.api.status import (
 from verger.messages import CacheStats, PrefillStats, Stats
 
 LAN = Lan(backend="zeroconf", name="office-mini-2", interfaces=("eth0",), off_reason=None)
+ADMISSION = Admission(
+    rule="forecast",
+    ttft_objective_s=10.0,
+    max_wait_s=120.0,
+    longest_wait_s=3.5,
+    answered_at_once=30,
+    queued=31,
+    refused=32,
+    scored=33,
+    median_error=0.08,
+    wrong_decisions=None,
+    prompt_tokens_per_s=700.0,
+    step_ms=33.3,
+)
 FACTS = GatewayFacts(
     id="6b0f2b1e-3a5d-4c63-9a0e-0c7f5a1d2e3f",
     name="office-mini",
@@ -24,6 +39,7 @@ FACTS = GatewayFacts(
     state="ready",
     uptime_s=1.23456,
     lan=LAN,
+    admission=ADMISSION,
     max_rows=16,
     queued=3,
     target_itl_ms=250,
@@ -106,6 +122,7 @@ def test_every_figure_stands_in_its_place() -> None:
             "meets_target": True,
             "note": None,
         },
+        "admission": asdict(ADMISSION),
         "memory": {"kv_bytes": 6, "active_bytes": 7, "peak_bytes": 8},
         "needs_key": True,
         "keys": [{"name": "ada", "tenant": "office", "running": 1, "requests": 9}],

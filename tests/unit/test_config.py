@@ -28,6 +28,9 @@ def test_defaults_without_a_file() -> None:
     assert (config.engine.target_itl_ms, config.engine.kv_gib) == (250.0, 0.0)
     assert config.engine.prefix_cache
     assert (config.engine.disk_gib, config.engine.disk_daily_gib) == (20.0, 50.0)
+    assert (config.spill.enabled, config.spill.monthly_budget_usd) == (False, 0.0)
+    assert (config.spill.ttft_objective_s, config.spill.max_wait_s) == (10.0, 120.0)
+    assert config.spill.min_intelligence == "gpt-oss-20b"
     assert (config.lan.bonjour, config.lan.interfaces) == ("auto", "")
     assert {setting.origin for setting in config.settings.values()} == {"default"}
 
@@ -78,7 +81,17 @@ def test_aliases_of_the_file_are_added_to_the_default_ones(tmp_path: Path) -> No
         ("[engine]\nprefix_cache = 1", "engine.prefix_cache: Expected `bool`, got `int`"),
         ("[lan]\nbonjour = 'avahi'", "lan.bonjour: Invalid enum value 'avahi'"),
         (f"[lan]\ninterfaces = '{'x' * 1001}'", "lan.interfaces: Expected `str` of length <= 1000"),
-        ("[spill]\nenabled = false", "spill is not implemented in this version"),
+        ("[spill]\nenabled = true", "spill.enabled needs [[providers]]"),
+        ("[spill]\nmonthly_budget_usd = 0", "monthly_budget_usd has no effect while"),
+        ("[spill]\nmin_intelligence = 'gpt-oss-20b'", "min_intelligence has no effect while"),
+        ("[spill]\nttft_objective_s = 0", "spill.ttft_objective_s: Expected `float` > 0"),
+        (
+            "[spill]\nttft_objective_s = 121",
+            "ttft_objective_s = 121 exceeds spill.max_wait_s = 120",
+        ),
+        ("[spill]\nmax_wait_s = 0.5", "spill.max_wait_s: Expected `float` >= 1"),
+        ("[spill]\nmax_wait_s = 86401", "spill.max_wait_s: Expected `float` <= 86400"),
+        ("[spill]\nbudget = 1", "unknown setting spill.budget; the nearest known one is spill."),
         ("[[providers]]\nname = 'x'", "providers is not implemented in this version"),
         ("[aliases]\na = 1", "aliases.a: Expected `str`, got `int`"),
         ("server = 1", "server must be a table"),
@@ -93,12 +106,19 @@ def test_what_is_wrong_in_the_file_is_named(text: str, message: str, tmp_path: P
     assert str(file) in str(raised.value)
 
 
+def test_how_long_a_request_may_wait_is_configured(tmp_path: Path) -> None:
+    file = write(tmp_path, "[spill]\nenabled = false\nttft_objective_s = 5\nmax_wait_s = 5\n")
+    spill = load_config(environ={}, file=file).spill
+    assert (spill.ttft_objective_s, spill.max_wait_s) == (5.0, 5.0)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("VERGER_SERVER_PRT", "1", "the nearest known one is VERGER_SERVER_PORT"),
         ("VERGER_SERVER_PORT", "many", "VERGER_SERVER_PORT: server.port: Expected `int`"),
         ("VERGER_ENGINE_MAX_ROWS", "257", "Expected `int` <= 256"),
+        ("VERGER_SPILL_ENABLED", "true", "VERGER_SPILL_ENABLED: spill.enabled needs"),
         ("VERGER_ENGINE_PREFIX_CACHE", "maybe", "engine.prefix_cache: Expected `bool`"),
     ],
 )

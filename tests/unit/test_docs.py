@@ -15,11 +15,18 @@ from verger import errors
 from verger.api import chat_body, status
 from verger.api.json_body import MAX_JSON_DEPTH
 from verger.cli.main import app as cli
-from verger.config import RELOADABLE, CostsConfig, EngineConfig, LanConfig, ServerConfig
+from verger.config import (
+    RELOADABLE,
+    CostsConfig,
+    EngineConfig,
+    LanConfig,
+    ServerConfig,
+    SpillConfig,
+)
 from verger.connect.entries import load_clients
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
-from verger.gateway import acceptor, connection, receive
+from verger.gateway import acceptor, connection, receive, routing
 from verger.gateway.advertising import CHECK_S
 from verger.gateway.app import create_app
 from verger.gateway.authentication import MAX_WRONG_KEYS
@@ -41,6 +48,7 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     "engine": EngineConfig,
     "lan": LanConfig,
     "costs": CostsConfig,
+    "spill": SpillConfig,
 }
 STATUS_STRUCTS: dict[str, type[msgspec.Struct]] = {
     "lan": status.Lan,
@@ -50,6 +58,7 @@ STATUS_STRUCTS: dict[str, type[msgspec.Struct]] = {
     "cache.disk": status.Disk,
     "prefill": status.Prefill,
     "keys": status.KeyActivity,
+    "admission": status.Admission,
     "memory": status.Memory,
 }
 REMARK_COLUMN = 39
@@ -149,6 +158,12 @@ def test_the_bounds_of_the_queue_are_those_of_the_code() -> None:
     assert WEIGHTS[BATCH] == 4
     assert "counts a quarter" in README
     assert what["overloaded"].startswith(f"{MAX_QUEUED} answers wait")
+
+
+def test_every_reason_for_a_route_stands_in_the_readme() -> None:
+    what = {name: text for head, text in rows_of("response header") for name in quoted(head)}
+    of_answers = {routing.Reason.WITHIN_OBJECTIVE, routing.Reason.UNMEASURED, routing.Reason.WAITS}
+    assert set(quoted(what["x-verger-reason"])) == {reason.value for reason in of_answers}
 
 
 def test_what_is_advertised_is_what_the_readme_says() -> None:

@@ -32,6 +32,9 @@ USAGE = {
     "total_tokens": 17,
     "prompt_tokens_details": {"cached_tokens": 4},
     "completion_tokens_details": {"reasoning_tokens": 3},
+    "served_by": "local",
+    "reason": "waits",
+    "queue_ms": 5,
 }
 MESSAGE = {
     "role": "assistant",
@@ -130,6 +133,8 @@ COMPLETION_MUTATIONS: list[tuple[Mutation, str]] = [
     (lambda c: c.update(extra=1), "extra: extra field"),
     (lambda c: c.pop("usage"), "usage: missing"),
     (lambda c: c["usage"].update(total_tokens=16), "not the sum"),
+    (lambda c: c["usage"].update(queue_ms=-1), "who answered, and why"),
+    (lambda c: c["usage"].update(reason=""), "who answered, and why"),
     (lambda c: c["usage"].update(seconds=1), "usage.seconds: extra field"),
     (lambda c: c["usage"]["prompt_tokens_details"].update(cached_tokens=11), "cached than sent"),
     (lambda c: c["usage"]["completion_tokens_details"].update(reasoning_tokens=8), "of reasoning"),

@@ -66,6 +66,14 @@ class Outcome(Struct, frozen=True):
     usage: Usage
 
 
+class Served(Struct, frozen=True):
+    """Who answered and why, and milliseconds until it was the request's turn."""
+
+    served_by: str
+    reason: str
+    queue_ms: int
+
+
 Piece = tuple[int, Delta | Outcome]
 """The choice that it belongs to, and what a step added to it or how it ended."""
 

@@ -1,7 +1,8 @@
 """Chat completions: deltas and outcome → the JSON of a completion object, or of its chunks.
 
 Called by the chat endpoint. Must not know HTTP or SSE framing. Shapes: OpenAI's API reference,
-"The chat completion object" and "… chunk object"; `reasoning` as OpenRouter and vLLM have it.
+"The chat completion object" and "… chunk object"; `reasoning` as OpenRouter and vLLM have it. The
+usage says who answered too: a stream's headers are sent before that is certain.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from verger.api.answer import (
     Delta,
     Outcome,
     Piece,
+    Served,
     TokenLogprob,
     ToolCallDelta,
     Usage,
@@ -47,6 +49,9 @@ class ChatUsage(Struct, frozen=True):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails
+    served_by: str
+    reason: str
+    queue_ms: int
 
 
 class ChatLogprobs(Struct, frozen=True):
@@ -153,9 +158,9 @@ class ChatChunkEncoder:
         self._open_choices.discard(choice)
         return self._chunk(choice, ChunkDelta(), finish_reason=finish)
 
-    def usage(self, usage: Usage) -> bytes:
+    def usage(self, usage: Usage, served: Served) -> bytes:
         """The trailing chunk that `include_usage` asks for."""
-        return self._encode((), _usage(usage))
+        return self._encode((), _usage(usage, served))
 
     def _chunk(
         self,
@@ -182,7 +187,7 @@ class ChatChunkEncoder:
         return _encode(chunk)
 
 
-def encode_completion(head: AnswerHead, pieces: Sequence[Piece]) -> bytes:
+def encode_completion(head: AnswerHead, pieces: Sequence[Piece], served: Served) -> bytes:
     """The whole answer as one object; the last piece of each choice is its outcome."""
     pieces_by_choice: dict[int, list[Delta | Outcome]] = {}
     for index, piece in pieces:
@@ -195,7 +200,8 @@ def encode_completion(head: AnswerHead, pieces: Sequence[Piece]) -> bytes:
             system_fingerprint=head.system_fingerprint,
             choices=[_choice(*choice) for choice in sorted(pieces_by_choice.items())],
             usage=_usage(
-                total_usage([piece.usage for _, piece in pieces if isinstance(piece, Outcome)])
+                total_usage([piece.usage for _, piece in pieces if isinstance(piece, Outcome)]),
+                served,
             ),
         )
     )
@@ -252,11 +258,14 @@ def _logprobs(content: Sequence[TokenLogprob]) -> ChatLogprobs | None:
     return ChatLogprobs(content) if content else None
 
 
-def _usage(usage: Usage) -> ChatUsage:
+def _usage(usage: Usage, served: Served) -> ChatUsage:
     return ChatUsage(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
         prompt_tokens_details=PromptTokensDetails(usage.cached_tokens),
         completion_tokens_details=CompletionTokensDetails(usage.reasoning_tokens),
+        served_by=served.served_by,
+        reason=served.reason,
+        queue_ms=served.queue_ms,
     )

@@ -84,6 +84,27 @@ class Memory(Struct, frozen=True, kw_only=True):
     peak_bytes: int
 
 
+class Admission(Struct, frozen=True, kw_only=True):
+    """How requests are let in. Times of a first token are forecast; `rule` says what decides. Of
+    the last `scored` of them, `median_error` is relative, and `wrong_decisions` the part that stood
+    on the wrong side of `ttft_objective_s`; null when there were none.
+
+    `answered_at_once`, `queued` and `refused` count decisions since the start."""
+
+    rule: str
+    ttft_objective_s: float
+    max_wait_s: float
+    longest_wait_s: float
+    answered_at_once: int
+    queued: int
+    refused: int
+    scored: int
+    median_error: float | None
+    wrong_decisions: float | None
+    prompt_tokens_per_s: float | None
+    step_ms: float | None
+
+
 class Lan(Struct, frozen=True, kw_only=True):
     """How the network learns of the server: the name under which it is advertised and where;
     `off_reason` is why it is not."""
@@ -119,6 +140,7 @@ class Status(Struct, frozen=True, kw_only=True):
     tokens: TokenCounts
     cache: Cache
     prefill: Prefill
+    admission: Admission
     memory: Memory
     needs_key: bool
     keys: list[KeyActivity]
@@ -134,6 +156,7 @@ class GatewayFacts(Struct, frozen=True, kw_only=True):
     state: str
     uptime_s: float
     lan: Lan
+    admission: Admission
     max_rows: int
     queued: int
     target_itl_ms: float
@@ -169,6 +192,7 @@ def status_of(facts: GatewayFacts, stats: Stats | None) -> Status:
         ),
         cache=_cache(facts, stats),
         prefill=_prefill(facts.target_itl_ms, stats.prefill),
+        admission=facts.admission,
         memory=Memory(
             kv_bytes=stats.kv_bytes,
             active_bytes=stats.active_bytes,

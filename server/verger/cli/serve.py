@@ -106,6 +106,7 @@ def settings_for(
     from verger.gateway.cors import origin_list
     from verger.gateway.hosts import host_list
     from verger.gateway.identity import instance_id
+    from verger.gateway.routing import Limits
     from verger.gateway.settings import ServerSettings
     from verger.lan.advertise import Backend
 
@@ -141,6 +142,7 @@ def settings_for(
         is_insecure=is_insecure,
         prices=shipped_and_fetched(),
         machine=None if mac is None else mac.assumed.machine(),
+        limits=Limits(config.spill.ttft_objective_s, config.spill.max_wait_s),
         fake_script=fake,
     )
 

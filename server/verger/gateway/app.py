@@ -40,6 +40,7 @@ def create_app(service: Service) -> Starlette:
             yield
         finally:
             await refills.close()
+            await service.admission.close()
             await service.engine.stop(drain_s=0)
             service.keys.close()
             await service.accounts.ledger.close()

@@ -27,6 +27,11 @@ class Hits:
     """With what would be read back from disk first."""
     _told: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the engine has answered."""
+        return self._told.is_set()
+
     async def wait(self, timeout_s: float = LOOK_UP_WAIT_S) -> None:
         """Until it is told, but not for longer."""
         with suppress(TimeoutError):

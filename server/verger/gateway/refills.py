@@ -57,7 +57,7 @@ class Refills:
         answer = Message(Role.ASSISTANT, turn.final)
         history = replace(conversation, messages=(*conversation.messages, answer))
         cached_ids = turn.prompt.ids + turn.sampled_ids
-        self._waiting.append(_Refill(cause_id, history, cached_ids, turn.principal))
+        self._waiting.append(_Refill(cause_id, history, cached_ids, turn.ticket.origin.principal))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work(), name="refills")
             self._task.add_done_callback(_end)

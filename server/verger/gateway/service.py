@@ -1,4 +1,4 @@
-"""What all endpoints share: the served model, its vocabulary, the engine and the clocks.
+"""What all endpoints share: the served model, its vocabulary, the engine, its gate and the clocks.
 
 Built once by `server` (and by tests), passed to every endpoint. Belongs to the event loop.
 """
@@ -21,6 +21,7 @@ from verger.formats.conversation import Conversation
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway.accounting import Accounts
+from verger.gateway.admission import Admission
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.key_ring import KeyRing
 from verger.gateway.ledger import Ledger
@@ -57,12 +58,17 @@ class Service:
     """What the network is being told, kept by `advertising`."""
     keys: KeyRing = field(init=False)
     accounts: Accounts = field(init=False)
+    admission: Admission = field(init=False)
     started_s: float = field(init=False)
     started_unix_s: int = field(init=False)
     system_fingerprint: str = field(init=False)
     _noted_parameters: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        settings = self.settings
+        self.admission = Admission(
+            self.engine, settings.model_id, settings.limits, clock=self.monotonic_s
+        )
         self.started_s = self.monotonic_s()
         self.started_unix_s = int(self.unix_s())
         self.keys = KeyRing(

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from verger.costs.formulas import Machine
 from verger.costs.prices import Snapshot
+from verger.gateway.routing import Limits
 from verger.lan.advertise import Backend
 from verger.messages import Sampling
 
@@ -75,5 +76,7 @@ class ServerSettings:
     """What requests would cost elsewhere."""
     machine: Machine | None = None
     """What this machine is taken to be, to estimate what its time is worth; None: not known."""
+    limits: Limits = Limits()
+    """When a first token is late, and how long a request may wait for others."""
     fake_script: Path | None = None
     """Plays scripted answers instead of loading weights (for tests of clients)."""

@@ -41,7 +41,7 @@ Choices = tuple[Generation, ...]
 """The sequences of one request: they share a prompt, wait together and are submitted at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Origin:
     """Where a request comes from, and what is known of it besides what the engine is told."""
 

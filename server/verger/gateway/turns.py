@@ -6,24 +6,24 @@ Must not know JSON or SSE. Leaving `open_turn` before the end cancels what still
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
-from verger.api.answer import Delta, Outcome, Piece, Usage, total_usage
+from verger.api.answer import Delta, Outcome, Piece, Served, Usage, total_usage
 from verger.api.answer_reader import AnswerReader, Ending
 from verger.api.turn_request import TurnRequest
 from verger.errors import AnswerTooLong, ContextLengthExceeded, EngineUnavailable
 from verger.formats.harmony import Prompt
 from verger.formats.harmony.events import Finish, Repair
 from verger.formats.specials import STOPS, Special
+from verger.gateway.admission import Ticket
 from verger.gateway.edge import RequestRecord
 from verger.gateway.generation import Generation
 from verger.gateway.interleave import interleave
 from verger.gateway.ledger_store import LOCAL
 from verger.gateway.principal import Principal, Priority
 from verger.gateway.service import Service
-from verger.gateway.submit_queue import Origin
 from verger.messages import (
     BATCH,
     INTERACTIVE,
@@ -45,8 +45,8 @@ class Turn:
     prompt: Prompt
     generations: tuple[Generation, ...]
     readers: tuple[AnswerReader, ...]
-    principal: Principal
-    """Who asked."""
+    ticket: Ticket
+    """With what it was let in."""
     record: RequestRecord
     monotonic_s: Callable[[], float]
     cancel: Callable[[int], None]
@@ -61,6 +61,18 @@ class Turn:
     def choices(self) -> int:
         """How many answers there will be."""
         return len(self.generations)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all answers have come to their end."""
+        return len(self._outcomes) == self.choices
+
+    @property
+    def served(self) -> Served:
+        """Who answers and why, and how long it has waited, or did, until it was its turn."""
+        given_s = self.generations[0].given_s
+        waited_s = (self.monotonic_s() if given_s is None else given_s) - self.record.arrived_s
+        return Served(LOCAL, self.ticket.route.reason.value, max(0, round(waited_s * 1000)))
 
     @property
     def final(self) -> str | None:
@@ -129,12 +141,14 @@ class Turn:
         outcome = Outcome(ending.finish, usage)
         self._outcomes.append(outcome)
         self._repairs += ending.repairs
-        if len(self._outcomes) == self.choices:
+        if self.is_over:
             self._note_end()
         return outcome
 
     def note_used(self) -> None:
-        """What an answer that ended early has used: it counts as much as one that was read."""
+        """Why it was served here; and what an answer that ended early has used: it counts as much
+        as one that was read."""
+        self.record.reason = self.served.reason
         if self.record.finish is None:
             found = [g.cached_tokens for g in self.generations if g.cached_tokens is not None]
             self.record.cached_tokens = max(found, default=None)
@@ -158,27 +172,53 @@ async def open_turn(
     prompt: Prompt,
     record: RequestRecord,
 ) -> AsyncIterator[Turn]:
-    """Submit the prompt; raises ContextLengthExceeded, EngineUnavailable or Overloaded."""
+    """Let the request in, wait for its turn and run; raises ContextLengthExceeded,
+    EngineUnavailable or Overloaded."""
     submit = _submission(service, principal, request, prompt)
     record.prompt_tokens = len(prompt.ids)
-    origin = Origin(principal, request.conversation.effort.value)
-    async with service.engine.generate_choices(submit, request.choices, origin) as generations:
-        record.route = LOCAL
-        turn = Turn(
-            prompt=prompt,
-            generations=generations,
-            readers=tuple(_reader(service, request) for _ in generations),
-            principal=origin.principal,
-            record=record,
-            monotonic_s=service.monotonic_s,
-            cancel=service.engine.cancel,
-        )
-        expiry = asyncio.get_running_loop().call_later(MAX_ANSWER_S, turn.expire)
-        try:
-            yield turn
-        finally:
-            expiry.cancel()
-            turn.note_used()
+    effort = request.conversation.effort.value
+    ticket = await service.admission.admit(submit, request.choices, principal, effort)
+    turn = None
+    try:
+        asked = service.engine.generate_choices(submit, request.choices, ticket.origin)
+        async with asked as generations:
+            record.route = LOCAL
+            turn = _turn(service, request, prompt, ticket, generations, record)
+            with _limited(turn):
+                yield turn
+    finally:
+        generations = turn.generations if turn else ()
+        service.admission.end(ticket, generations, is_whole=turn is not None and turn.is_over)
+
+
+@contextmanager
+def _limited(turn: Turn) -> Iterator[None]:
+    """It ends in time, and what it has used is known then."""
+    expiry = asyncio.get_running_loop().call_later(MAX_ANSWER_S, turn.expire)
+    try:
+        yield
+    finally:
+        expiry.cancel()
+        turn.note_used()
+
+
+def _turn(
+    service: Service,
+    request: TurnRequest,
+    prompt: Prompt,
+    ticket: Ticket,
+    generations: tuple[Generation, ...],
+    record: RequestRecord,
+) -> Turn:
+    return Turn(
+        prompt=prompt,
+        generations=generations,
+        readers=tuple(_reader(service, request) for _ in generations),
+        ticket=ticket,
+        record=record,
+        monotonic_s=service.monotonic_s,
+        cancel=service.engine.cancel,
+    )
 
 
 def _reader(service: Service, request: TurnRequest) -> AnswerReader:

@@ -1,6 +1,6 @@
 """POST /v1/chat/completions: one request from its bytes to its last chunk.
 
-    read body → parse → resolve model → pin date → render → submit → deltas → JSON or SSE → refill
+    read body → parse → resolve model → pin date → render → admit → deltas → JSON or SSE → refill
 
 Must not know Harmony or the engine's protocol.
 """
@@ -31,8 +31,6 @@ from verger.gateway.vitals import EngineVitals
 
 MAX_INLINE_BYTES = 16 * 1024
 """Longer bodies take milliseconds to parse and render: in a thread, so that streams flow on."""
-REASON = "only-route"
-"""Why the answer comes from where it comes: there is no other place yet."""
 
 T = TypeVar("T")
 
@@ -49,11 +47,10 @@ class ChatCompletions:
         body = await read_body(scope, receive)
         request, prompt = await self._prepare(body, principal.tenant, record)
         async with open_turn(self._service, principal, request.turn, prompt, record) as turn:
-            headers = self._headers(record)
             response: ASGIApp = (
-                self._stream(turn, headers, request.include_usage)
+                self._stream(turn, request.include_usage)
                 if request.stream
-                else await while_connected(receive, self._complete(turn, headers))
+                else await while_connected(receive, self._complete(turn))
             )
             await response(scope, receive, send)
         self._refills.want(record.id, request.turn.conversation, turn)
@@ -75,19 +72,19 @@ class ChatCompletions:
         prompt = await _run(lambda: render(conversation, service.vocabulary), is_long)
         return replace(request, turn=replace(request.turn, conversation=conversation)), prompt
 
-    async def _complete(self, turn: Turn, headers: Mapping[str, str]) -> Response:
+    async def _complete(self, turn: Turn) -> Response:
         pieces = [piece async for piece in turn.pieces()]
-        body = encode_completion(self._head(), pieces)
-        return Response(body, headers=headers, media_type="application/json")
+        body = encode_completion(self._head(), pieces, turn.served)
+        return Response(body, headers=_headers(turn), media_type="application/json")
 
-    def _stream(self, turn: Turn, headers: Mapping[str, str], include_usage: bool) -> EventStream:
+    def _stream(self, turn: Turn, include_usage: bool) -> EventStream:
         encoder = ChatChunkEncoder(self._head(), include_usage)
         heartbeat = Heartbeat(
             lambda: data_frame(encoder.heartbeat()),
             self._service.settings.heartbeat_s,
             EngineVitals(self._service.engine, self._service.monotonic_s).is_alive,
         )
-        return EventStream(_frames(turn, encoder, include_usage), heartbeat, headers)
+        return EventStream(_frames(turn, encoder, include_usage), heartbeat, _headers(turn))
 
     def _head(self) -> AnswerHead:
         return AnswerHead(
@@ -97,15 +94,15 @@ class ChatCompletions:
             system_fingerprint=self._service.system_fingerprint,
         )
 
-    def _headers(self, record: RequestRecord) -> Mapping[str, str]:
-        """`x-verger-queue-ms` is what passed in the gateway before the engine was asked."""
-        record.reason = REASON
-        waited_s = self._service.monotonic_s() - record.arrived_s
-        return {
-            "x-verger-served-by": "local",
-            "x-verger-reason": REASON,
-            "x-verger-queue-ms": str(round(waited_s * 1000)),
-        }
+
+def _headers(turn: Turn) -> Mapping[str, str]:
+    """What is known when they are sent; a stream's usage says what came of it."""
+    served = turn.served
+    return {
+        "x-verger-served-by": served.served_by,
+        "x-verger-reason": served.reason,
+        "x-verger-queue-ms": str(served.queue_ms),
+    }
 
 
 async def _frames(
@@ -122,7 +119,7 @@ async def _frames(
                 usages.append(piece.usage)
                 yield data_frame(encoder.finish(choice, piece.finish))
     if include_usage:
-        yield data_frame(encoder.usage(total_usage(usages)))
+        yield data_frame(encoder.usage(total_usage(usages), turn.served))
     yield DONE
 
 

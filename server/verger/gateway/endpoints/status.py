@@ -4,8 +4,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from verger import __version__
+from verger.api.status import Admission as AdmissionStatus
 from verger.api.status import GatewayFacts, KeyActivity, encode_status, status_of
+from verger.gateway.admission import Admission
 from verger.gateway.principal import Principal, principal_of
+from verger.gateway.routing import Kind
 from verger.gateway.service import Service
 
 DRAINING = "draining"
@@ -33,6 +36,7 @@ class ServerStatus:
             state=DRAINING if service.is_draining else service.engine.state.value,
             uptime_s=service.monotonic_s() - service.started_s,
             lan=service.lan,
+            admission=_admission(service.admission),
             max_rows=settings.max_rows,
             queued=service.engine.queued,
             target_itl_ms=settings.target_itl_ms,
@@ -55,3 +59,25 @@ class ServerStatus:
             for held in self._service.keys.held
             if principal.is_admin or held.key.prefix == principal.key_id
         ]
+
+
+def _admission(admission: Admission) -> AdmissionStatus:
+    scores, decisions, rates = admission.scores, admission.decisions, admission.rates
+    return AdmissionStatus(
+        rule="forecast" if scores.is_trusted else "queue depth",
+        ttft_objective_s=admission.limits.ttft_objective_s,
+        max_wait_s=admission.limits.max_wait_s,
+        longest_wait_s=round(admission.longest_wait_s, 1),
+        answered_at_once=decisions[Kind.LOCAL],
+        queued=decisions[Kind.QUEUE],
+        refused=decisions[Kind.REJECT],
+        scored=len(scores),
+        median_error=_rounded(scores.median_error),
+        wrong_decisions=_rounded(scores.wrong_share),
+        prompt_tokens_per_s=round(1 / rates.alone_s, 1) if rates.is_measured else None,
+        step_ms=round(rates.step_s * 1000, 1) if rates.is_measured else None,
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
