@@ -10,7 +10,7 @@ all rows that decode.
     time to the first token = until a row is free + others' chunks meanwhile + its own prompt
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -75,7 +75,7 @@ class _Play:
         """When there is a row for it; those that have ended by the time when any row is free, for
         whomsoever, are of no more interest."""
         times_s = [0.0, *sorted(row.end_s for row in self.rows)]
-        free_s = next((t for t in times_s if len(self._running(t)) < self.max_rows), times_s[-1])
+        free_s = times_s[max(0, len(self.rows) - self.max_rows + 1)]
         self.rows = self._running(free_s)
         return next((t for t in times_s if t >= free_s and self._has_row(job, t)), times_s[-1])
 
@@ -95,11 +95,12 @@ class _Play:
 
     def _others_s(self, job: Job, prompt_s: float, running: list[_Row], at_s: float) -> float:
         """What is computed of other prompts before the end of its own."""
-        is_lone = _rows_of(job.key_id, running) == 0
+        rows_of = Counter(row.key_id for row in running)
+        is_lone = not rows_of[job.key_id]
         return sum(
-            min(prompt_s, row.prompt_s, max(0.0, row.prefilled_s - at_s))
+            min(prompt_s, row.prompt_s, row.prefilled_s - at_s)
             for row in running
-            if not is_lone or _rows_of(row.key_id, running) == 1
+            if row.prefilled_s > at_s and (not is_lone or rows_of[row.key_id] == 1)
         )
 
     def _running(self, at_s: float) -> list[_Row]:
@@ -107,7 +108,7 @@ class _Play:
 
     def _has_row(self, job: Job, at_s: float) -> bool:
         running = self._running(at_s)
-        own = _rows_of(job.key_id, running)
+        own = sum(row.key_id == job.key_id for row in running)
         if not running:
             return True
         if own == 0 or job.share is None:
@@ -136,10 +137,6 @@ def _present_step_s(running: Sequence[Job], rates: Rates) -> float:
         return rates.prefill_s(min(prompt_tokens, ALONE_TOKENS), has_decodes=False)
     chunk_tokens = min(prompt_tokens, rates.chunk_tokens)
     return max(rates.token_s(len(running)), rates.prefill_s(chunk_tokens, has_decodes=True))
-
-
-def _rows_of(key_id: str, rows: list[_Row]) -> int:
-    return sum(row.key_id == key_id for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
