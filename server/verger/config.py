@@ -2,7 +2,8 @@
 
 Called once by the CLI, which passes the frozen Config down. A setting is named `section.key`
 (`server.port`), its variable VERGER_SECTION_KEY (VERGER_SERVER_PORT), its flag --key (--port).
-Must not know what the settings do; aliases come from defaults and the file only.
+Must not know what the settings do; aliases come from defaults and the file only, providers from the
+file only.
 """
 
 import difflib
@@ -38,8 +39,10 @@ RELOADABLE = frozenset(
     f"server.{name}"
     for name in ("heartbeat_s", "allowed_hosts", "cors_origins", "tls_cert", "tls_key")
 )
-"""What a running server takes over on SIGHUP, besides aliases; the rest needs a restart."""
-_PLANNED = ("providers",)
+"""What a running server takes over on SIGHUP, besides aliases and providers; the rest needs a
+restart."""
+MAX_PROVIDERS = 16
+MAX_PROVIDER_MODELS = 64
 _Gib = Annotated[float, Meta(ge=0, le=65_536)]
 _OTHER_VARIABLES = ("VERGER_HOME", "VERGER_REQUIRE_ORACLE", "VERGER_TEST_CACHE")
 """Of ours, but no settings: the state folder, and what the test suite is told."""
@@ -112,6 +115,23 @@ class SpillConfig(Struct, frozen=True):
 
 
 _SPILL_OF_A_CLOUD = ("monthly_budget_usd", "min_intelligence")
+ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class ProviderConfig(Struct, frozen=True):
+    """A table of [[providers]]. `kind` names a file of models/providers; empty, the one called like
+    the provider, else `compatible`. An empty `base_url` is the kind's own; `models` maps a name of
+    ours to the provider's."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}\Z")]
+    models: Annotated[
+        dict[ModelName, ModelName], Meta(min_length=1, max_length=MAX_PROVIDER_MODELS)
+    ]
+    kind: Annotated[str, Meta(max_length=32)] = ""
+    base_url: Annotated[str, Meta(max_length=1_000)] = ""
+    key_file: Annotated[str, Meta(max_length=1_000)] = ""
+
+
 _SECTIONS: Mapping[str, type[Struct]] = {
     "server": ServerConfig,
     "engine": EngineConfig,
@@ -145,6 +165,8 @@ class Config:
     costs: CostsConfig
     spill: SpillConfig
     aliases: Mapping[str, str]
+    providers: tuple[ProviderConfig, ...]
+    """In the file's order, which is the order of preference."""
     settings: Mapping[str, Setting]
 
 
@@ -174,7 +196,7 @@ def reloaded(running: Config, fresh: Config) -> tuple[Config, tuple[str, ...]]:
 
 
 def _is_reloadable(key: str) -> bool:
-    return key in RELOADABLE or key.startswith("aliases.")
+    return key in RELOADABLE or key.startswith(("aliases.", "providers."))
 
 
 def _config(settings: dict[str, Setting]) -> Config:
@@ -185,6 +207,7 @@ def _config(settings: dict[str, Setting]) -> Config:
         costs=msgspec.convert(_section(settings, "costs"), CostsConfig),
         spill=msgspec.convert(_section(settings, "spill"), SpillConfig),
         aliases=_section(settings, "aliases"),
+        providers=tuple(_section(settings, "providers").values()),
         settings=settings,
     )
 
@@ -236,13 +259,41 @@ def _from_file(file: Path | None) -> dict[str, Setting]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    return {key: _parse(key, value, str(path)) for key, value in _flatten(document, str(path))}
+    origin = str(path)
+    providers = _provider_settings(document.pop("providers", []), origin)
+    parsed = {key: _parse(key, value, origin) for key, value in _flatten(document, origin)}
+    return parsed | providers
+
+
+def _provider_settings(tables: object, origin: str) -> dict[str, Setting]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{origin}: providers must be a list of tables: write [[providers]]")
+    if len(tables) > MAX_PROVIDERS:
+        raise ConfigError(f"{origin}: more than {MAX_PROVIDERS} [[providers]]; remove some")
+    settings: dict[str, Setting] = {}
+    for index, table in enumerate(tables):
+        provider = _provider(table, f"{origin}: providers[{index}]")
+        key = f"providers.{provider.name}"
+        if key in settings:
+            raise ConfigError(f"{origin}: two [[providers]] are named {provider.name}; rename one")
+        settings[key] = Setting(provider, origin)
+    return settings
+
+
+def _provider(table: Mapping[str, object], place: str) -> ProviderConfig:
+    known = ProviderConfig.__struct_fields__
+    if unknown := next((name for name in table if name not in known), None):
+        raise _unknown(unknown, known, place)
+    try:
+        return msgspec.convert(table, ProviderConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 def _flatten(document: Mapping[str, Any], origin: str) -> Iterable[tuple[str, Any]]:
     for section, table in document.items():
         if section not in _SECTIONS and section != "aliases":
-            raise _unknown(section, [*_SECTIONS, "aliases"], origin)
+            raise _unknown(section, [*_SECTIONS, "aliases", "providers"], origin)
         if not isinstance(table, dict):
             raise ConfigError(f"{origin}: {section} must be a table: write [{section}]")
         for key, value in table.items():
@@ -282,8 +333,6 @@ def _parse(key: str, raw: object, origin: str, *, strict: bool = True) -> Settin
 
 
 def _unknown(name: str, known: Iterable[str], origin: str) -> ConfigError:
-    if name in _PLANNED:
-        return ConfigError(f"{origin}: {name} is not implemented in this version; remove it")
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
     return ConfigError(f"{origin}: unknown setting {name}; the nearest known one is {nearest}")
 

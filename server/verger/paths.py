@@ -25,6 +25,11 @@ def catalogue_dir() -> Path:
     return data_dir() / "models"
 
 
+def providers_dir() -> Path:
+    """Holds one TOML file per kind of cloud provider."""
+    return data_dir() / "models" / "providers"
+
+
 def nano_dir() -> Path:
     """The embedded model's weights and tokenizer."""
     return data_dir() / "models" / "nano"

@@ -70,7 +70,12 @@ def run(site: Path, *arguments: str, **environment: str) -> str:
 
 def test_the_wheel_holds_models_launchd_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for needed in ("models/nano.toml", "models/gpt-oss-20b.toml", "launchd/README.md"):
+    for needed in (
+        "models/nano.toml",
+        "models/gpt-oss-20b.toml",
+        "models/providers/openrouter.toml",
+        "launchd/README.md",
+    ):
         assert f"verger/_data/{needed}" in names
     assert "verger/py.typed" in names
     top = {name.split("/")[0] for name in names}

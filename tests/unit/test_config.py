@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from verger.config import DEFAULT_ALIASES, SERVED_MODEL, Config, load_config
+from verger.config import (
+    DEFAULT_ALIASES,
+    MAX_PROVIDER_MODELS,
+    MAX_PROVIDERS,
+    SERVED_MODEL,
+    Config,
+    load_config,
+)
 from verger.errors import ConfigError
 
 
@@ -92,7 +99,13 @@ def test_aliases_of_the_file_are_added_to_the_default_ones(tmp_path: Path) -> No
         ("[spill]\nmax_wait_s = 0.5", "spill.max_wait_s: Expected `float` >= 1"),
         ("[spill]\nmax_wait_s = 86401", "spill.max_wait_s: Expected `float` <= 86400"),
         ("[spill]\nbudget = 1", "unknown setting spill.budget; the nearest known one is spill."),
-        ("[[providers]]\nname = 'x'", "providers is not implemented in this version"),
+        ("[[providers]]\nname = 'x'", "providers[0]: Object missing required field `models`"),
+        ("[[providers]]\nname = 'X'", "Expected `str` matching regex"),
+        ("[[providers]]\nname = 'x'\nmodels = {}", "Expected `object` of length >= 1"),
+        ("[[providers]]\nbase = 'x'", "providers[0]: unknown setting base; the nearest known one"),
+        ("[providers]\nname = 'x'", "providers must be a list of tables: write [[providers]]"),
+        ("providers = [1]", "providers must be a list of tables: write [[providers]]"),
+        (2 * "[[providers]]\nname = 'x'\nmodels = {a = 'b'}\n", "two [[providers]] are named x"),
         ("[aliases]\na = 1", "aliases.a: Expected `str`, got `int`"),
         ("server = 1", "server must be a table"),
         ("[server", "cannot read the configuration"),
@@ -149,3 +162,39 @@ def test_variables_that_are_no_settings_are_left_alone() -> None:
 def test_a_missing_file_is_an_error_only_when_it_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the configuration"):
         load_config(environ={}, file=tmp_path / "absent.toml")
+
+
+def provider_tables(count: int) -> str:
+    return "".join(
+        f"[[providers]]\nname = 'p{number}'\nmodels = {{m = 'maker/m'}}\n"
+        for number in range(count)
+    )
+
+
+def test_providers_are_read_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = provider_tables(MAX_PROVIDERS) + "kind = 'groq'\nkey_file = 'secrets/groq'\n"
+    config = load_config(environ={}, file=write(tmp_path, text))
+    assert [provider.name for provider in config.providers] == [
+        f"p{number}" for number in range(MAX_PROVIDERS)
+    ]
+    last = config.providers[-1]
+    assert (last.kind, last.key_file, last.base_url) == ("groq", "secrets/groq", "")
+    assert last.models == {"m": "maker/m"}
+    assert config.settings["providers.p0"].origin == str(tmp_path / "config.toml")
+
+
+def test_one_provider_too_many_is_an_error(tmp_path: Path) -> None:
+    file = write(tmp_path, provider_tables(MAX_PROVIDERS + 1))
+    with pytest.raises(ConfigError, match="more than 16"):
+        load_config(environ={}, file=file)
+
+
+def test_a_provider_has_a_bounded_number_of_models(tmp_path: Path) -> None:
+    for count, is_allowed in ((MAX_PROVIDER_MODELS, True), (MAX_PROVIDER_MODELS + 1, False)):
+        models = ", ".join(f"m{number} = 'x'" for number in range(count))
+        file = write(tmp_path, f"[[providers]]\nname = 'p'\nmodels = {{{models}}}\n")
+        if is_allowed:
+            load_config(environ={}, file=file)
+        else:
+            with pytest.raises(ConfigError, match="length <= 64"):
+                load_config(environ={}, file=file)

@@ -11,7 +11,7 @@ import typer.main
 from starlette.routing import Route
 
 from tests.fakes import byte_tokenizer
-from verger import errors
+from verger import errors, paths
 from verger.api import chat_body, status
 from verger.api.json_body import MAX_JSON_DEPTH
 from verger.cli.main import app as cli
@@ -33,6 +33,7 @@ from verger.gateway.authentication import MAX_WRONG_KEYS
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.fairness import WEIGHTS
 from verger.gateway.keys import MAX_KEYS
+from verger.gateway.providers import load_kinds
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.gateway.submit_queue import BATCH_TURN_S, LOOK_AHEAD_ROWS, MAX_QUEUED
@@ -112,6 +113,19 @@ def test_every_flag_of_a_key_is_explained_in_the_readme() -> None:
     flags = [flag for cell, _ in rows_of("flag of `keys add`") for flag in quoted(cell)]
     explained = {flag.split()[0] for flag in flags}
     assert explained | {"--json"} == set(_commands()["verger keys add"])
+
+
+def test_every_kind_of_provider_stands_in_the_readme() -> None:
+    kinds = {
+        (
+            name,
+            "its own" if kind.base_url else "yours",
+            "needed" if kind.needs_key else "if it asks",
+            kind.data_policy,
+        )
+        for name, kind in load_kinds(paths.providers_dir()).items()
+    }
+    assert {(quoted(kind)[0], *rest) for kind, *rest in rows_of("kind", "base URL")} == kinds
 
 
 def test_every_client_stands_in_the_readme() -> None:

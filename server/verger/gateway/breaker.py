@@ -111,7 +111,7 @@ class Breaker:
             self._change(BreakerState.REFUSED)
 
     def release(self, permit: Permit) -> None:
-        """The attempt says nothing of the provider: the request was at fault, or the client left."""
+        """The attempt says nothing of the provider: the request was at fault, or nobody waits."""
         if permit.epoch == self._epoch:
             self._is_probing = False
 
