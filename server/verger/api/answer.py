@@ -57,6 +57,8 @@ class Usage(Struct, frozen=True):
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int
+    cost_usd: float | None = None
+    """What a cloud provider asks for it; None where nothing is asked, or nobody says."""
 
 
 class Outcome(Struct, frozen=True):
@@ -79,10 +81,11 @@ Piece = tuple[int, Delta | Outcome]
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage:
-    """What the choices of one request used together: their common prompt counts once."""
+    """What the choices of one request used together: prompt and cost, which are common, once."""
     return Usage(
         prompt_tokens=usages[0].prompt_tokens,
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         cached_tokens=max(usage.cached_tokens for usage in usages),
         reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+        cost_usd=usages[0].cost_usd,
     )

@@ -51,6 +51,8 @@ class Finish(Enum):
     STOP = "stop"
     TOOL_CALLS = "tool_calls"
     LENGTH = "length"
+    CONTENT_FILTER = "content_filter"
+    """Never by gpt-oss itself: some cloud providers look at what it says."""
 
 
 class Repair(Enum):
