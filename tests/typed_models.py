@@ -9,6 +9,7 @@ from typing import Any
 
 from openai.types import CompletionUsage, Model
 from openai.types.chat import (
+    ChatCompletionChunk,
     ChatCompletionMessage,
     ChatCompletionTokenLogprob,
     chat_completion,
@@ -21,8 +22,10 @@ from pydantic import BaseModel, ValidationError
 ALLOWED_EXTRA: Mapping[type[BaseModel], frozenset[str]] = {
     ChatCompletionMessage: frozenset({"reasoning"}),  # As OpenRouter and vLLM have it.
     chat_completion_chunk.ChoiceDelta: frozenset({"reasoning"}),
-    CompletionUsage: frozenset({"served_by", "reason", "queue_ms"}),  # A stream's last word.
+    # Who answered, and what a provider asks for it.
+    CompletionUsage: frozenset({"served_by", "reason", "queue_ms", "cost_usd"}),
     Model: frozenset({"context_length"}),  # As OpenRouter has it.
+    ErrorObject: frozenset({"partial"}),
 }
 """All that may stand beside OpenAI's own fields."""
 

@@ -11,6 +11,9 @@ Imported by all layers; must not import anything of Verger.
     │   ├── HostNotAllowed          403  a Host header that is not one of ours: DNS rebinding
     │   ├── OriginNotAllowed        403  another site's web page wants something done
     │   ├── BudgetExhausted         402  what the cloud may cost is spent
+    │   ├── ProviderRefused         400  a cloud provider does not take the request as it is
+    │   ├── ProviderContextExceeded 400  the prompt is too long for every provider that was asked
+    │   ├── RouteForbidden          403  the key may not be served there
     │   ├── ModelNotFound           404  names what there is
     │   ├── AuthenticationFailed    401  no key, or none that is known here
     │   ├── RouteNotFound           404
@@ -25,6 +28,8 @@ Imported by all layers; must not import anything of Verger.
     │   ├── Overloaded              503  a queue is full
     │   ├── KeysUnavailable         503  whose key it is cannot be found out
     │   ├── LedgerUnavailable       503  nothing can be spent that cannot be accounted for
+    │   ├── ProviderUnavailable     503  no cloud provider could answer
+    │   ├── UpstreamInterrupted     502  a cloud provider broke off in the middle of its answer
     │   └── InternalError           500  a defect of ours; the log has the traceback
     ├── StartupError            exit code 3: one line on stderr, no traceback
     │   ├── ConfigError
@@ -61,6 +66,8 @@ class ReplyError(VergerError):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
+    is_partial: ClassVar[bool] = False
+    """A part of the answer has come, and no more will."""
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after_s: int | None = None
@@ -140,6 +147,25 @@ class BudgetExhausted(RequestError):
     status = 402
     code = "budget_exhausted"
     type = "insufficient_quota"
+
+
+class ProviderRefused(RequestError):
+    """A cloud provider does not take the request as it is; the message has its own words."""
+
+    code = "provider_refused"
+
+
+class ProviderContextExceeded(RequestError):
+    """The prompt is longer than any provider that was asked can take."""
+
+    code = "context_length_exceeded"
+
+
+class RouteForbidden(RequestError):
+    """The model is served in a place to which this key's requests may not go."""
+
+    status = 403
+    code = "route_not_allowed"
 
 
 class ModelNotFound(RequestError):
@@ -234,6 +260,20 @@ class LedgerUnavailable(ServiceError):
     """The ledger cannot be written or read, or too many calls are under way."""
 
     code = "ledger_unavailable"
+
+
+class ProviderUnavailable(ServiceError):
+    """No cloud provider could answer, or the one that was named is not to be used now."""
+
+    code = "provider_unavailable"
+
+
+class UpstreamInterrupted(ServiceError):
+    """A cloud provider broke off after its answer had begun; nobody else can go on with it."""
+
+    status = 502
+    code = "upstream_interrupted"
+    is_partial = True
 
 
 class InternalError(ServiceError):

@@ -7,6 +7,18 @@ import pytest
 
 from tests.gateway.harness import Gateway, PlayedEngine, ready_gateway
 
+FAULTS = pytest.StashKey[list[str]]()
+"""The table of what became of each fault of a provider, for the end of the test output."""
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if table := config.stash.get(FAULTS, None):
+        terminalreporter.section("faults of cloud providers, streamed and whole")
+        for line in table:
+            terminalreporter.write_line(line)
+
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:

@@ -22,8 +22,10 @@ from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway.advertising import Advertising
 from verger.gateway.app import create_app
+from verger.gateway.cloud import Cloud
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.engine_process import EngineProcess
+from verger.gateway.principal import Principal
 from verger.gateway.server import GatewayServer, listen
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
@@ -193,12 +195,15 @@ def chat_body(**fields: Any) -> dict[str, Any]:
 async def running_gateway(
     folder: Path,
     lan: FakeLan | None = None,
+    cloud: Cloud | None = None,
+    principal: Principal | None = None,
     trust: ssl.SSLContext | bool = True,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """Serve until the block is left; its engines wait in `engines` for the test to play them.
 
-    `trust` is what its HTTP client believes of certificates.
+    Requests without a key are `principal`'s; `trust` is what its HTTP client believes of
+    certificates.
     """
     served = ServerSettings(
         model_id=MODEL_ID,
@@ -209,6 +214,8 @@ async def running_gateway(
     engines: asyncio.Queue[PlayedEngine] = asyncio.Queue()
     async with asyncio.TaskGroup() as tasks:
         service = _service(served, engines, tasks)
+        service.cloud = cloud or service.cloud
+        service.keys.anonymous = principal or service.keys.anonymous
         lan = lan or FakeLan()
         advertising = Advertising(service, make=lan.make, choose=lan.choose)
         server, traffic = GatewayServer(service, advertising), Traffic()
@@ -226,10 +233,14 @@ async def running_gateway(
 
 @asynccontextmanager
 async def ready_gateway(
-    folder: Path, lan: FakeLan | None = None, **settings: Any
+    folder: Path,
+    lan: FakeLan | None = None,
+    cloud: Cloud | None = None,
+    principal: Principal | None = None,
+    **settings: Any,
 ) -> AsyncIterator[tuple[Gateway, PlayedEngine]]:
     """A gateway whose first engine is ready."""
-    async with running_gateway(folder, lan, **settings) as gateway:
+    async with running_gateway(folder, lan, cloud, principal, **settings) as gateway:
         engine = await gateway.next_engine()
         engine.become_ready()
         await gateway.service.engine.wait_ready(30)

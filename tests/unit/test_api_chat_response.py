@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from verger.api.answer import Delta, Outcome, Piece, Served, TokenLogprob, ToolCallDelta, Usage
@@ -99,6 +100,16 @@ def test_usage_is_null_in_all_chunks_but_the_last() -> None:
         "reason": "waits",
         "queue_ms": 1_234,
     }
+
+
+def test_the_last_chunk_says_who_served_it_and_what_it_cost() -> None:
+    asked = ChatChunkEncoder(HEAD, include_usage=True)
+    last = chunk(asked.usage(replace(USAGE, cost_usd=0.5), SERVED))
+    assert last["usage"]["served_by"] == SERVED.served_by
+    assert last["usage"]["reason"] == SERVED.reason
+    assert last["usage"]["queue_ms"] == SERVED.queue_ms
+    assert last["usage"]["cost_usd"] == 0.5
+    assert chunk(asked.first(0))["usage"] is None
 
 
 def test_a_heartbeat_is_of_a_choice_that_has_not_finished() -> None:

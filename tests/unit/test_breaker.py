@@ -94,6 +94,24 @@ def test_half_open_lets_one_probe_through_at_a_time(breaker: Breaker, time: Fake
     assert breaker.wait_s == 0
 
 
+def test_a_probe_has_succeeded_when_its_answer_begins(breaker: Breaker, time: FakeTime) -> None:
+    """A stream may take minutes, in which nobody else would be served."""
+    fail(breaker, 3)
+    time.now_s += rules.FIRST_OPEN_S
+    rest = breaker.begin(acquire(breaker))
+    assert state_of(breaker) is BreakerState.CLOSED
+    fail(breaker, 2)
+    breaker.fail(rest)
+    assert state_of(breaker) is BreakerState.OPEN
+
+
+def test_an_answer_that_begins_is_no_success_yet(breaker: Breaker) -> None:
+    """Whoever always breaks off in the middle must not look healthy."""
+    for _ in range(3):
+        breaker.fail(breaker.begin(acquire(breaker)))
+    assert state_of(breaker) is BreakerState.OPEN
+
+
 def test_each_failed_probe_doubles_the_rest_up_to_a_limit(breaker: Breaker, time: FakeTime) -> None:
     fail(breaker, 3)
     rests_s = []

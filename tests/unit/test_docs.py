@@ -26,14 +26,16 @@ from verger.config import (
 from verger.connect.entries import load_clients
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
-from verger.gateway import acceptor, connection, receive, routing
+from verger.gateway import acceptor, breaker, connection, failover, receive, routing
 from verger.gateway.advertising import CHECK_S
 from verger.gateway.app import create_app
 from verger.gateway.authentication import MAX_WRONG_KEYS
+from verger.gateway.backends.cloud_request import Deadlines
+from verger.gateway.endpoints.chat import HEAD_START_S
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.fairness import WEIGHTS
 from verger.gateway.keys import MAX_KEYS
-from verger.gateway.providers import load_kinds
+from verger.gateway.providers import ANY_PROVIDER, load_kinds
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.gateway.submit_queue import BATCH_TURN_S, LOOK_AHEAD_ROWS, MAX_QUEUED
@@ -126,6 +128,17 @@ def test_every_kind_of_provider_stands_in_the_readme() -> None:
         for name, kind in load_kinds(paths.providers_dir()).items()
     }
     assert {(quoted(kind)[0], *rest) for kind, *rest in rows_of("kind", "base URL")} == kinds
+
+
+def test_the_bounds_of_the_cloud_are_those_of_the_code() -> None:
+    (section,) = re.findall(r"^## Cloud providers\n(.*?)^## ", README, re.M | re.S)
+    text = " ".join(section.split())
+    assert f"within {failover.BUDGET_S:.0f} s for all of them together" in text
+    assert f"for no more than {HEAD_START_S:.0f} s" in text
+    assert f"says nothing for {Deadlines().idle_s:.0f} s" in text
+    assert breaker.MAX_FAILURES_IN_ROW == 3
+    assert "one that fails three times in a row" in text
+    assert f"`{ANY_PROVIDER}/MODEL`" in text
 
 
 def test_every_client_stands_in_the_readme() -> None:

@@ -9,7 +9,7 @@ from tests.providers import KEY, KINDS, MODEL, MODEL_ID, key_file, provider_of
 from verger.config import ProviderConfig
 from verger.errors import ConfigError
 from verger.gateway import providers
-from verger.gateway.providers import Provider, find_target, load_kinds, load_providers
+from verger.gateway.providers import Provider, load_kinds, load_providers
 
 MODELS = {MODEL: MODEL_ID}
 
@@ -49,6 +49,7 @@ def test_relative_key_files_are_looked_for_in_the_state_folder(tmp_path: Path) -
     [
         ({"kind": "openruter"}, "unknown kind 'openruter'; the nearest known one is 'openrouter'"),
         ({}, "needs its own base_url"),
+        ({"name": "cloud"}, "this name means all providers"),
         ({"kind": "modal"}, "needs its own base_url"),
         ({"base_url": "ftp://host/v1"}, "base_url must be http"),
         ({"base_url": "https://user:word@host/v1"}, "base_url must be http"),
@@ -63,7 +64,7 @@ def test_mistakes_are_named(fields: dict[str, str], message: str, tmp_path: Path
     with pytest.raises(ConfigError) as raised:
         load(tmp_path, **fields)
     assert message in str(raised.value)
-    assert "[[providers]] p" in str(raised.value)
+    assert f"[[providers]] {fields.get('name', 'p')}" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -112,21 +113,6 @@ def test_a_kind_that_needs_a_key_says_where_it_comes_from(tmp_path: Path) -> Non
     provider = load(tmp_path, name="openrouter")
     assert provider.problem is not None
     assert "openrouter.ai" in provider.problem
-
-
-def test_a_target_is_named_by_provider_and_model(tmp_path: Path) -> None:
-    provider = provider_of(tmp_path)
-    target = find_target([provider], f"openrouter/{MODEL}")
-    assert target is not None
-    assert (target.model_id, target.name) == (MODEL_ID, f"openrouter/{MODEL}")
-    for other in (
-        MODEL,
-        f"groq/{MODEL}",
-        "openrouter/other",
-        "openrouter",
-        f"openrouter/{MODEL_ID}",
-    ):
-        assert find_target([provider], other) is None
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ class ChatUsage(Struct, frozen=True):
     served_by: str
     reason: str
     queue_ms: int
+    cost_usd: float | UnsetType = UNSET
+    """What a cloud provider asks for the answer; not OpenAI's."""
 
 
 class ChatLogprobs(Struct, frozen=True):
@@ -174,7 +176,11 @@ class ChatChunkEncoder:
         )
         return self._encode((changed,), self._no_usage)
 
-    def _encode(self, choices: Sequence[ChunkChoice], usage: ChatUsage | None | UnsetType) -> bytes:
+    def _encode(
+        self,
+        choices: Sequence[ChunkChoice],
+        usage: ChatUsage | None | UnsetType,
+    ) -> bytes:
         head = self._head
         chunk = ChatChunk(
             id=head.id,
@@ -268,4 +274,5 @@ def _usage(usage: Usage, served: Served) -> ChatUsage:
         served_by=served.served_by,
         reason=served.reason,
         queue_ms=served.queue_ms,
+        cost_usd=UNSET if usage.cost_usd is None else usage.cost_usd,
     )

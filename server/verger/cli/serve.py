@@ -106,6 +106,7 @@ def settings_for(
     from verger.gateway.cors import origin_list
     from verger.gateway.hosts import host_list
     from verger.gateway.identity import instance_id
+    from verger.gateway.providers import load_kinds, load_providers
     from verger.gateway.routing import Limits
     from verger.gateway.settings import ServerSettings
     from verger.lan.advertise import Backend
@@ -121,6 +122,7 @@ def settings_for(
             name: choice.id if target == SERVED_MODEL else target
             for name, target in config.aliases.items()
         },
+        providers=load_providers(config.providers, load_kinds(paths.providers_dir()), paths.home()),
         host=config.server.host,
         port=config.server.port,
         name=config.server.name,

@@ -36,9 +36,11 @@ def create_app(service: Service) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         service.accounts.ledger.open()
         await service.engine.start()
+        service.cloud.start()
         try:
             yield
         finally:
+            await service.cloud.close()
             await refills.close()
             await service.admission.close()
             await service.engine.stop(drain_s=0)

@@ -16,7 +16,9 @@ import binascii
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from enum import StrEnum
 from math import ceil
+from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from verger.errors import AuthenticationFailed, InvalidRequest, RateLimited
 from verger.gateway.edge import PROBES, error_response, record_of
 from verger.gateway.key_ring import HeldKey, KeyRing
-from verger.gateway.principal import SCOPE_KEY, Principal, Priority
+from verger.gateway.principal import ROUTE_HEADER, SCOPE_KEY, Principal, Priority, RoutePolicy
 from verger.gateway.sliding_window import SlidingWindow
 
 MAX_WRONG_KEYS = 10
@@ -35,7 +37,10 @@ MAX_ADDRESSES = 1_024
 POLICY_VIOLATION = 1008
 """The code with which a web socket is refused."""
 
+_WIDTHS = tuple(RoutePolicy)
 _ASK_FOR_KEY = "Whoever runs this server makes one with: verger keys add NAME"
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Authentication:
@@ -148,13 +153,21 @@ def _challenge(scope: Scope) -> str:
 
 
 def _lowered(principal: Principal, scope: Scope) -> Principal:
-    """A request may ask to be batch; what is batch by its key stays so."""
-    asked = Headers(scope=scope).get("x-verger-priority")
-    if asked is None:
-        return principal
-    if asked not in tuple(Priority):
-        raise InvalidRequest(f"x-verger-priority must be one of {', '.join(Priority)}.")
-    return replace(principal, priority=Priority.BATCH) if asked == Priority.BATCH else principal
+    """A request may ask to be batch, or to go less far; it never gets more than its key has."""
+    priority = _asked(scope, "x-verger-priority", Priority)
+    route = _asked(scope, ROUTE_HEADER, RoutePolicy)
+    if priority is Priority.BATCH:
+        principal = replace(principal, priority=priority)
+    if route is not None:
+        principal = replace(principal, route=min(principal.route, route, key=_WIDTHS.index))
+    return principal
+
+
+def _asked(scope: Scope, header: str, choices: type[Choice]) -> Choice | None:
+    asked = Headers(scope=scope).get(header)
+    if asked is not None and asked not in tuple(choices):
+        raise InvalidRequest(f"{header} must be one of {', '.join(choices)}.")
+    return None if asked is None else choices(asked)
 
 
 def _address(scope: Scope) -> str:

@@ -85,6 +85,16 @@ class Breaker:
         self._is_probing = self._state is BreakerState.HALF_OPEN
         return Permit(self._epoch)
 
+    def begin(self, permit: Permit) -> Permit:
+        """An answer has begun: as a probe that is enough, so that others need not wait for its end.
+
+        The permit for the rest of it.
+        """
+        if permit.epoch == self._epoch and self._state is BreakerState.HALF_OPEN:
+            self.succeed(permit)
+            return Permit(self._epoch)
+        return permit
+
     def succeed(self, permit: Permit) -> None:
         """The provider answered."""
         if permit.epoch != self._epoch:

@@ -56,10 +56,14 @@ class RequestRecord:
     client: str | None = None
     """The address that was asked for a key."""
     model: str | None = None
+    served_by: str | None = None
+    """Who answers, or is expected to."""
     reason: str | None = None
+    queue_ms: int | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None
+    cost_usd: float | None = None
     first_delta_s: float | None = None
     finish: str | None = None
     repairs: str | None = None
@@ -133,10 +137,12 @@ class Edge:
             key=record.key,
             client=record.client,
             model=record.model,
+            served_by=record.served_by,
             reason=record.reason,
             prompt_tokens=record.prompt_tokens,
             cached_tokens=record.cached_tokens,
             completion_tokens=record.completion_tokens,
+            cost_usd=None if record.cost_usd is None else f"{record.cost_usd:.6f}",
             ttft_ms=None if ttft_s is None else round(ttft_s * 1000),
             tok_s=_tokens_per_second(record.completion_tokens, ttft_s, elapsed_s),
             elapsed_ms=round(elapsed_s * 1000),

@@ -11,6 +11,8 @@ from typing import Any
 TENANT = "office"
 """Of everybody who is not given another; whoever has the same tenant shares cached prefixes."""
 SCOPE_KEY = "verger.principal"
+ROUTE_HEADER = "x-verger-route"
+"""Of a request: it may narrow what its key allows, and never widen it."""
 
 
 class Priority(StrEnum):
@@ -21,7 +23,7 @@ class Priority(StrEnum):
 
 
 class RoutePolicy(StrEnum):
-    """Where a key's requests may be served."""
+    """Where a key's requests may be served, the narrowest first."""
 
     LOCAL_ONLY = "local-only"
     PREFER_LOCAL = "prefer-local"
@@ -30,7 +32,8 @@ class RoutePolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """For the length of one request: `priority` is what the request asked to lower it to."""
+    """For the length of one request: `priority` and `route` are what the request asked to lower
+    them to."""
 
     key_id: str
     """The key's public prefix; empty for whoever needs none."""

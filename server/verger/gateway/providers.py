@@ -9,7 +9,7 @@ import difflib
 import ipaddress
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +22,8 @@ from verger.config import ProviderConfig
 from verger.errors import ConfigError
 from verger.gateway.backends.quirks import QUIRKS
 
+ANY_PROVIDER = "cloud"
+"""In the place of a provider's name: whichever has the model."""
 COMPATIBLE = "compatible"
 """The kind of a provider that is not known by name."""
 MAX_KEY_BYTES = 1_024
@@ -126,15 +128,6 @@ def load_providers(
     return tuple(_provider(config, kinds, home) for config in configured)
 
 
-def find_target(providers: Iterable[Provider], name: str) -> Target | None:
-    """What a client means by `provider/model`, if it is that."""
-    provider_name, _, model = name.partition("/")
-    for provider in providers:
-        if provider.name == provider_name and model in provider.models:
-            return Target(provider, model)
-    return None
-
-
 def _load_kind(path: Path) -> Kind:
     try:
         kind = msgspec.toml.decode(path.read_bytes(), type=Kind)
@@ -151,6 +144,8 @@ def _load_kind(path: Path) -> Kind:
 
 def _provider(config: ProviderConfig, kinds: Mapping[str, Kind], home: Path) -> Provider:
     place = f"[[providers]] {config.name}"
+    if config.name == ANY_PROVIDER:
+        raise ConfigError(f"{place}: this name means all providers; choose another")
     kind = _kind(config, kinds, place)
     base_url = _base_url(config, kind, place)
     path = home / Path(config.key_file).expanduser() if config.key_file else None

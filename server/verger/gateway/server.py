@@ -39,6 +39,7 @@ from verger.gateway import sse
 from verger.gateway.acceptor import MAX_CLIENT_CONNECTIONS, MAX_CONNECTIONS, Acceptor, Crowd
 from verger.gateway.advertising import Advertising
 from verger.gateway.app import create_app
+from verger.gateway.cloud import Cloud
 from verger.gateway.connection import CLOSE_S, KEEP_ALIVE_S, Connection, raw_reply
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.fresh_settings import FreshSettings, ReadSettings, settings_part
@@ -129,6 +130,7 @@ def build_service(settings: ServerSettings) -> Service:
         vocabulary,
         engine,
         PinnedDates(),
+        cloud=Cloud(settings.providers),
         tls=None if settings.tls is None else tls_context(settings.tls),
         own_names=set(machine_names()),
     )

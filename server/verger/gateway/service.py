@@ -22,6 +22,7 @@ from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway.accounting import Accounts
 from verger.gateway.admission import Admission
+from verger.gateway.cloud import Cloud
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.key_ring import KeyRing
 from verger.gateway.ledger import Ledger
@@ -54,6 +55,7 @@ class Service:
     """What SIGHUP reads again."""
     own_names: set[str] = field(default_factory=set)
     """What this machine is called, and what Bonjour calls it."""
+    cloud: Cloud = field(default_factory=Cloud)
     lan: Lan = NOT_ADVERTISED
     """What the network is being told, kept by `advertising`."""
     keys: KeyRing = field(init=False)
@@ -106,6 +108,10 @@ class Service:
         """The conversation with the date on which the tenant began it."""
         today = datetime.fromtimestamp(self.unix_s(), UTC).astimezone().date().isoformat()
         return replace(conversation, date=self.dates.date_for(tenant, conversation, today))
+
+    def count_tokens(self, text: str) -> int:
+        """How long a text is for the served model; for other models a good guess."""
+        return len(self.vocabulary.encode(text))
 
     def note_unknown_parameters(self, names: tuple[str, ...]) -> None:
         """Log each name the first time a client sends it."""

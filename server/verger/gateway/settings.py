@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from verger.costs.formulas import Machine
 from verger.costs.prices import Snapshot
+from verger.gateway.providers import Provider
 from verger.gateway.routing import Limits
 from verger.lan.advertise import Backend
 from verger.messages import Sampling
@@ -37,6 +38,8 @@ class ServerSettings:
     """What a request gets for the sampling parameters it does not name."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Foreign model name → model_id."""
+    providers: tuple[Provider, ...] = ()
+    """Who else can answer, in the order of preference."""
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     """0 picks a free port."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
-from verger.api.answer import Delta, Outcome, Piece, Served, Usage, total_usage
+from verger.api.answer import Delta, Outcome, Piece, Usage, total_usage
 from verger.api.answer_reader import AnswerReader, Ending
 from verger.api.turn_request import TurnRequest
 from verger.errors import AnswerTooLong, ContextLengthExceeded, EngineUnavailable
@@ -67,12 +67,13 @@ class Turn:
         """Whether all answers have come to their end."""
         return len(self._outcomes) == self.choices
 
-    @property
-    def served(self) -> Served:
-        """Who answers and why, and how long it has waited, or did, until it was its turn."""
+    def note_served(self) -> None:
+        """Record who answers and why, and how long it has waited, or did, until its turn came."""
         given_s = self.generations[0].given_s
         waited_s = (self.monotonic_s() if given_s is None else given_s) - self.record.arrived_s
-        return Served(LOCAL, self.ticket.route.reason.value, max(0, round(waited_s * 1000)))
+        self.record.served_by = LOCAL
+        self.record.reason = self.ticket.route.reason.value
+        self.record.queue_ms = max(0, round(waited_s * 1000))
 
     @property
     def final(self) -> str | None:
@@ -148,7 +149,7 @@ class Turn:
     def note_used(self) -> None:
         """Why it was served here; and what an answer that ended early has used: it counts as much
         as one that was read."""
-        self.record.reason = self.served.reason
+        self.note_served()
         if self.record.finish is None:
             found = [g.cached_tokens for g in self.generations if g.cached_tokens is not None]
             self.record.cached_tokens = max(found, default=None)
