@@ -1,17 +1,13 @@
-"""`verger providers`: what is known of those who sell tokens."""
+"""`verger providers`: those who sell tokens: can they be used, for how much."""
 
 import typer
 
+from verger.cli.check import check
 from verger.cli.rank import rank
 from verger.cli.refresh import refresh
 
-providers = typer.Typer(help="Compare those who sell tokens.", no_args_is_help=True)
+providers = typer.Typer(help="Check and compare those who sell tokens.", no_args_is_help=True)
 
-
-@providers.callback()
-def _group() -> None:
-    """Without it typer makes a single command of the group."""
-
-
+providers.command()(check)
 providers.command()(rank)
 providers.command()(refresh)
