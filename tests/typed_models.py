@@ -9,7 +9,6 @@ from typing import Any
 
 from openai.types import CompletionUsage, Model
 from openai.types.chat import (
-    ChatCompletionChunk,
     ChatCompletionMessage,
     ChatCompletionTokenLogprob,
     chat_completion,
