@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from verger import paths
-from verger.config import ProviderConfig
+from verger.config import PriceConfig, ProviderConfig
+from verger.costs.prices import Snapshot
 from verger.gateway.providers import Provider, Target, load_kinds, load_providers
 
 KINDS = load_kinds(paths.providers_dir())
@@ -30,8 +31,9 @@ def provider_of(
         kind=kind,
         base_url=url,
         key_file=str(key_file(folder)),
+        price=PriceConfig(1.0, 4.0),
     )
-    (provider,) = load_providers([config], KINDS, folder)
+    (provider,) = load_providers([config], KINDS, folder, Snapshot())
     return provider
 
 

@@ -39,8 +39,9 @@ RELOADABLE = frozenset(
     f"server.{name}"
     for name in ("heartbeat_s", "allowed_hosts", "cors_origins", "tls_cert", "tls_key")
 )
-"""What a running server takes over on SIGHUP, besides aliases and providers; the rest needs a
-restart."""
+"""What a running server takes over on SIGHUP, besides [spill], aliases and providers; the rest
+needs a restart."""
+MAX_BUDGET_USD = 1_000_000.0
 MAX_PROVIDERS = 16
 MAX_PROVIDER_MODELS = 64
 _Gib = Annotated[float, Meta(ge=0, le=65_536)]
@@ -103,25 +104,30 @@ class CostsConfig(Struct, frozen=True):
 
 
 class SpillConfig(Struct, frozen=True):
-    """When a request is late, how long it may wait, and what a cloud may cost then.
-
-    Only the first two mean anything without a cloud."""
+    """When a request is late, how long it may wait, and what a cloud may cost then."""
 
     enabled: bool = False
     ttft_objective_s: Annotated[float, Meta(gt=0, le=3_600)] = 10.0
     max_wait_s: Annotated[float, Meta(ge=1, le=86_400)] = 120.0
-    monthly_budget_usd: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
+    monthly_budget_usd: Annotated[float, Meta(ge=0, le=MAX_BUDGET_USD)] = 0.0
     min_intelligence: Annotated[str, Meta(min_length=1, max_length=100)] = "gpt-oss-20b"
 
 
-_SPILL_OF_A_CLOUD = ("monthly_budget_usd", "min_intelligence")
 ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class PriceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """US dollars per million tokens."""
+
+    input_usd: Annotated[float, Meta(ge=0, le=100_000)]
+    output_usd: Annotated[float, Meta(ge=0, le=100_000)]
 
 
 class ProviderConfig(Struct, frozen=True):
     """A table of [[providers]]. `kind` names a file of models/providers; empty, the one called like
     the provider, else `compatible`. An empty `base_url` is the kind's own; `models` maps a name of
-    ours to the provider's."""
+    ours to the provider's. `price` is for all of them, where it is not the listed one;
+    `monthly_budget_usd` None leaves it to the budgets of keys and of all providers together."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}\Z")]
     models: Annotated[
@@ -130,6 +136,8 @@ class ProviderConfig(Struct, frozen=True):
     kind: Annotated[str, Meta(max_length=32)] = ""
     base_url: Annotated[str, Meta(max_length=1_000)] = ""
     key_file: Annotated[str, Meta(max_length=1_000)] = ""
+    price: PriceConfig | None = None
+    monthly_budget_usd: Annotated[float, Meta(ge=0, le=MAX_BUDGET_USD)] | None = None
 
 
 _SECTIONS: Mapping[str, type[Struct]] = {
@@ -196,7 +204,7 @@ def reloaded(running: Config, fresh: Config) -> tuple[Config, tuple[str, ...]]:
 
 
 def _is_reloadable(key: str) -> bool:
-    return key in RELOADABLE or key.startswith(("aliases.", "providers."))
+    return key in RELOADABLE or key.startswith(("aliases.", "providers.", "spill."))
 
 
 def _config(settings: dict[str, Setting]) -> Config:
@@ -224,19 +232,16 @@ def is_loopback(host: str) -> bool:
 
 def _refuse_what_has_no_effect(settings: Mapping[str, Setting]) -> None:
     """Whoever sets it shall not believe that it does something."""
-    enabled = settings["spill.enabled"]
-    if enabled.value:
+    enabled, least = settings["spill.enabled"], settings["spill.min_intelligence"]
+    if enabled.value and not _section(settings, "providers"):
         raise ConfigError(
-            f"{enabled.origin}: spill.enabled needs [[providers]], which this version does not "
-            "have yet; set it to false"
+            f"{enabled.origin}: spill.enabled needs [[providers]]; add one, or set it to false"
         )
-    for name in _SPILL_OF_A_CLOUD:
-        setting = settings[f"spill.{name}"]
-        if setting.origin != DEFAULT:
-            raise ConfigError(
-                f"{setting.origin}: spill.{name} has no effect while spill.enabled is false; "
-                "remove it"
-            )
+    if least.origin != DEFAULT and not enabled.value:
+        raise ConfigError(
+            f"{least.origin}: spill.min_intelligence has no effect while spill.enabled is false; "
+            "remove it"
+        )
     objective, wait = settings["spill.ttft_objective_s"], settings["spill.max_wait_s"]
     if objective.value > wait.value:
         raise ConfigError(

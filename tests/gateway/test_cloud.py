@@ -14,7 +14,7 @@ import pytest
 
 from tests.fault_plays import ANSWER, TEXT, USAGE
 from tests.fault_provider import KEY, FaultProvider, fault_provider
-from tests.gateway.clouds import ALLOWED, SHORT, cloud_gateway, played_by
+from tests.gateway.clouds import ALLOWED, PRICE, RICH, SHORT, cloud_gateway, played_by
 from tests.gateway.harness import MODEL_ID, Gateway, ready_gateway
 from verger.gateway.backends.cloud import CloudBackend
 from verger.gateway.cloud import Cloud
@@ -101,9 +101,9 @@ async def test_the_last_chunk_of_a_stream_says_who_served_it(cloud: Served) -> N
     assert chunks[-1]["usage"]["completion_tokens"] == len(ANSWER)
 
 
-async def test_a_cost_is_believed_only_of_kinds_that_report_one(cloud: Served) -> None:
-    response = await cloud[0].chat(model="groq/correct")
-    assert "cost_usd" not in response.json()["usage"]
+async def test_a_cost_that_is_not_said_is_counted_by_the_price(cloud: Served) -> None:
+    usage = (await cloud[0].chat(model="groq/correct")).json()["usage"]
+    assert usage["cost_usd"] == (7 * PRICE.input_usd + len(ANSWER) * PRICE.output_usd) / 1e6
 
 
 async def test_a_missing_usage_is_counted_here(cloud: Served) -> None:
@@ -281,7 +281,7 @@ async def test_an_alias_that_looks_like_a_providers_model_stays_local(tmp_path: 
     async with fault_provider() as server:
         providers = [played_by(server, tmp_path, "first", ["correct"])]
         cloud = Cloud(providers, make_backend=lambda: CloudBackend(SHORT))
-        async with ready_gateway(tmp_path, None, cloud, ALLOWED, aliases=aliases) as (
+        async with ready_gateway(tmp_path, None, cloud, ALLOWED, aliases=aliases, **RICH) as (
             gateway,
             engine,
         ):

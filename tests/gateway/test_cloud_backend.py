@@ -35,7 +35,7 @@ class Asked:
     spent: list[Spent] = field(default_factory=list)
 
     def stream(self, budget_s: float = 10.0) -> Any:
-        request = CloudRequest("req", TURN, OUR_PROMPT_TOKENS, len, self.spent.append)
+        request = CloudRequest("req", TURN, OUR_PROMPT_TOKENS, len, on_spent=self.spent.append)
         return self.backend.open_stream(self.target, request, budget_s)
 
     async def pieces(self) -> list[Piece]:

@@ -139,7 +139,7 @@ def config_of(home: Path, url: str, play: str) -> None:
     key.chmod(0o600)
     (home / "config.toml").write_text(
         f'[[providers]]\nname = "p"\nbase_url = "{url}"\nkey_file = "secrets/p"\n'
-        f'models = {{ m = "{play}" }}\n',
+        f'models = {{ m = "{play}" }}\nprice = {{ input_usd = 1, output_usd = 4 }}\n',
         encoding="utf-8",
     )
 

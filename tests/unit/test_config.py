@@ -70,6 +70,9 @@ def test_aliases_of_the_file_are_added_to_the_default_ones(tmp_path: Path) -> No
     assert aliases["gpt-5-mini"] == DEFAULT_ALIASES["gpt-5-mini"] == SERVED_MODEL
 
 
+PRICED = "[[providers]]\nname = 'x'\nmodels = {{a = 'b'}}\nprice = {{ {} }}"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -89,7 +92,6 @@ def test_aliases_of_the_file_are_added_to_the_default_ones(tmp_path: Path) -> No
         ("[lan]\nbonjour = 'avahi'", "lan.bonjour: Invalid enum value 'avahi'"),
         (f"[lan]\ninterfaces = '{'x' * 1001}'", "lan.interfaces: Expected `str` of length <= 1000"),
         ("[spill]\nenabled = true", "spill.enabled needs [[providers]]"),
-        ("[spill]\nmonthly_budget_usd = 0", "monthly_budget_usd has no effect while"),
         ("[spill]\nmin_intelligence = 'gpt-oss-20b'", "min_intelligence has no effect while"),
         ("[spill]\nttft_objective_s = 0", "spill.ttft_objective_s: Expected `float` > 0"),
         (
@@ -99,6 +101,12 @@ def test_aliases_of_the_file_are_added_to_the_default_ones(tmp_path: Path) -> No
         ("[spill]\nmax_wait_s = 0.5", "spill.max_wait_s: Expected `float` >= 1"),
         ("[spill]\nmax_wait_s = 86401", "spill.max_wait_s: Expected `float` <= 86400"),
         ("[spill]\nbudget = 1", "unknown setting spill.budget; the nearest known one is spill."),
+        ("[spill]\nmonthly_budget_usd = -1", "spill.monthly_budget_usd: Expected `float` >= 0"),
+        ("[spill]\nmonthly_budget_usd = nan", "spill.monthly_budget_usd: Expected `float` >= 0"),
+        ("[spill]\nmonthly_budget_usd = 1e7", "Expected `float` <= 1000000.0"),
+        (PRICED.format("input_usd = 1"), "Object missing required field `output_usd`"),
+        (PRICED.format("input_usd = 1, output_usd = -1"), "Expected `float` >= 0"),
+        (PRICED.format("input_usd = 1, output_usd = 1, a = 1"), "unknown field `a`"),
         ("[[providers]]\nname = 'x'", "providers[0]: Object missing required field `models`"),
         ("[[providers]]\nname = 'X'", "Expected `str` matching regex"),
         ("[[providers]]\nname = 'x'\nmodels = {}", "Expected `object` of length >= 1"),

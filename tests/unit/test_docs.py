@@ -31,6 +31,7 @@ from verger.gateway.advertising import CHECK_S
 from verger.gateway.app import create_app
 from verger.gateway.authentication import MAX_WRONG_KEYS
 from verger.gateway.backends.cloud_request import Deadlines
+from verger.gateway.backends.upstream_body import MAX_ANSWER_TOKENS
 from verger.gateway.endpoints.chat import HEAD_START_S
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.fairness import WEIGHTS
@@ -139,6 +140,7 @@ def test_the_bounds_of_the_cloud_are_those_of_the_code() -> None:
     assert breaker.MAX_FAILURES_IN_ROW == 3
     assert "one that fails three times in a row" in text
     assert f"`{ANY_PROVIDER}/MODEL`" in text
+    assert f"is {MAX_ANSWER_TOKENS:,} where a request leaves it out" in text
 
 
 def test_every_client_stands_in_the_readme() -> None:
@@ -147,7 +149,9 @@ def test_every_client_stands_in_the_readme() -> None:
 
 
 def test_what_sighup_takes_over_stands_in_the_readme() -> None:
-    (written,) = re.findall(r"SIGHUP takes over the aliases, (.*?)\. Other", README, re.S)
+    (written,) = re.findall(
+        r"SIGHUP takes over the providers, `\[spill\]`, the aliases, (.*?)\. Other", README, re.S
+    )
     assert {f"server.{name}" for name in quoted(written)} == RELOADABLE
 
 

@@ -49,7 +49,7 @@ def test_a_key_is_printed_alone_and_once(verger: Verger) -> None:
 
 
 def test_all_that_can_be_said_of_a_key_is_kept(verger: Verger) -> None:
-    flags = ["--tenant", "lab", "--class", "batch", "--route", "local-only", "--budget", "0"]
+    flags = ["--tenant", "lab", "--class", "batch", "--route", "any", "--budget", "2.5"]
     flags += ["--rpm", "60", "--max-parallel", "4", "--expires", "2999-12-31", "--admin", "--json"]
     made = json.loads(verger("keys", "add", "ci", *flags).out)
     key = only_key(verger)
@@ -64,8 +64,8 @@ def test_all_that_can_be_said_of_a_key_is_kept(verger: Verger) -> None:
         "name": "ci",
         "tenant": "lab",
         "class": "batch",
-        "route": "local-only",
-        "monthly_budget_usd": 0.0,
+        "route": "any",
+        "monthly_budget_usd": 2.5,
         "rpm": 60,
         "max_parallel": 4,
         "is_admin": True,
@@ -77,6 +77,7 @@ def test_without_flags_a_key_has_no_limits_and_belongs_to_the_office(verger: Ver
     verger("keys", "add", "ada")
     key = only_key(verger)
     assert (key["tenant"], key["class"], key["is_admin"]) == ("office", "interactive", False)
+    assert (key["route"], key["monthly_budget_usd"]) == ("local-only", 0)
     assert (key["rpm"], key["max_parallel"], key["expires_unix_s"]) == (None, None, None)
 
 
@@ -90,10 +91,10 @@ def test_days_end_with_the_last_of_them(verger: Verger) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--route", "any"], "not implemented in this version"),
-        (["--route", "prefer-local"], "not implemented in this version"),
-        (["--budget", "5"], "not implemented in this version"),
-        (["--budget", "nan"], "not implemented in this version"),
+        (["--route", "cloud"], "prefer-local"),
+        (["--budget", "-0.01"], "from 0 to 1,000,000"),
+        (["--budget", "1000000.01"], "from 0 to 1,000,000"),
+        (["--budget", "nan"], "from 0 to 1,000,000"),
         (["--class", "urgent"], "interactive"),
         (["--rpm", "0"], "1<=x<="),
         (["--rpm", str(MAX_RPM + 1)], "1<=x<="),

@@ -26,7 +26,7 @@ def spent(store: LedgerStore, unix_ms: int = NOVEMBER_MS) -> int:
 
 
 def test_a_budget_is_zero_unless_somebody_says_otherwise(store: LedgerStore) -> None:
-    with pytest.raises(BudgetExhausted, match=r"of this key for 2026-11 is \$0\.00"):
+    with pytest.raises(BudgetExhausted, match=r"of the whole server for 2026-11 is \$0\.00"):
         store.reserve(reservation("a", worst=1), Budget())
     store.reserve(reservation("b", worst=0), Budget())
 

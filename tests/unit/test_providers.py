@@ -6,17 +6,23 @@ import msgspec
 import pytest
 
 from tests.providers import KEY, KINDS, MODEL, MODEL_ID, key_file, provider_of
+from verger import paths
 from verger.config import ProviderConfig
+from verger.costs.prices import load_snapshot
 from verger.errors import ConfigError
 from verger.gateway import providers
-from verger.gateway.providers import Provider, load_kinds, load_providers
+from verger.gateway.providers import Provider, Target, load_kinds, load_providers
 
+LISTED = load_snapshot(paths.catalogue_dir())
+PRICE = {"input_usd": 3.0, "output_usd": 5.0}
 MODELS = {MODEL: MODEL_ID}
 
 
 def load(folder: Path, **fields: object) -> Provider:
-    config = msgspec.convert({"name": "p", "models": MODELS, **fields}, ProviderConfig)
-    (provider,) = load_providers([config], KINDS, folder)
+    config = msgspec.convert(
+        {"name": "p", "models": MODELS, "price": PRICE, **fields}, ProviderConfig
+    )
+    (provider,) = load_providers([config], KINDS, folder, LISTED)
     return provider
 
 
@@ -65,6 +71,42 @@ def test_mistakes_are_named(fields: dict[str, str], message: str, tmp_path: Path
         load(tmp_path, **fields)
     assert message in str(raised.value)
     assert f"[[providers]] {fields.get('name', 'p')}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "kind", "expected"),
+    [
+        ("openai/gpt-oss-20b", "openrouter", 0.02),
+        ("openai/gpt-oss-20b:floor", "openrouter", 0.02),
+        ("openai/gpt-oss-20b", "lmstudio", 0.0),
+    ],
+)
+def test_a_price_is_found_by_the_kind_and_the_models_own_name(
+    model_id: str, kind: str, expected: float, tmp_path: Path
+) -> None:
+    key_file(tmp_path)
+    url = "http://studio:1234/v1"
+    provider = load(
+        tmp_path, kind=kind, models={"ours": model_id}, key_file="key", base_url=url, price=None
+    )
+    assert provider.problem is None
+    assert Target(provider, "ours").price.input_usd == expected
+
+
+def test_a_configured_price_counts_instead_of_the_listed_one(tmp_path: Path) -> None:
+    key_file(tmp_path)
+    models = {"ours": "openai/gpt-oss-20b"}
+    provider = load(tmp_path, name="openrouter", models=models, key_file="key")
+    price = Target(provider, "ours").price
+    assert (price.input_usd, price.output_usd, price.fee) == (3.0, 5.0, 0.0)
+
+
+def test_whoever_has_no_price_cannot_be_used(tmp_path: Path) -> None:
+    key_file(tmp_path)
+    provider = load(tmp_path, name="groq", key_file="key", models={"m": "other"}, price=None)
+    assert provider.problem is not None
+    assert "what it takes for m" in provider.problem
+    assert "price = {" in provider.problem
 
 
 @pytest.mark.parametrize(

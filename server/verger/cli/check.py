@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from verger import paths
+from verger.cli.assumed import shipped_and_fetched
 from verger.config import load_config
 from verger.errors import EXIT_CANNOT_START
 
@@ -32,7 +33,9 @@ def check(
     from verger.gateway.providers import load_kinds, load_providers
 
     configured = load_config(file=config).providers
-    loaded = load_providers(configured, load_kinds(paths.providers_dir()), paths.home())
+    loaded = load_providers(
+        configured, load_kinds(paths.providers_dir()), paths.home(), shipped_and_fetched()
+    )
     checks = asyncio.run(_check_all(loaded))
     if as_json:
         body = {"schema_version": SCHEMA_VERSION, "providers": checks}

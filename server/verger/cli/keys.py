@@ -17,6 +17,7 @@ import typer
 from verger import paths
 from verger.gateway.database import database
 from verger.gateway.keys import (
+    MAX_BUDGET_USD,
     MAX_PARALLEL,
     MAX_RPM,
     START,
@@ -59,21 +60,10 @@ def _parsed_expiry(text: str) -> int:
     return int(end.timestamp())
 
 
-def _checked_route(route: RoutePolicy) -> RoutePolicy:
-    if route is not RoutePolicy.LOCAL_ONLY:
-        raise typer.BadParameter(
-            f"{route.value} is not implemented in this version: there is no cloud to go to, every "
-            f"request is served here; leave it out, or say {RoutePolicy.LOCAL_ONLY.value}"
-        )
-    return route
-
-
 def _checked_budget(budget_usd: float) -> float:
-    if budget_usd != 0:
-        raise typer.BadParameter(
-            "a budget is not implemented in this version: there is no cloud to spend it on; "
-            "leave it out, or say 0"
-        )
+    # Not a number is neither below nor above anything.
+    if not 0 <= budget_usd <= MAX_BUDGET_USD:
+        raise typer.BadParameter(f"write US dollars a month, from 0 to {MAX_BUDGET_USD:,.0f}")
     return budget_usd
 
 
@@ -90,10 +80,11 @@ def add(
         Priority, typer.Option("--class", help="batch gives way to interactive requests.")
     ] = Priority.INTERACTIVE,
     route: Annotated[
-        RoutePolicy, typer.Option(callback=_checked_route, help="Where requests may be served.")
+        RoutePolicy, typer.Option(help="Where requests may be served.")
     ] = RoutePolicy.LOCAL_ONLY,
     budget: Annotated[
-        float, typer.Option(callback=_checked_budget, help="US dollars a month.")
+        float,
+        typer.Option(callback=_checked_budget, help="US dollars a month, for cloud providers."),
     ] = 0.0,
     rpm: Annotated[
         int | None, typer.Option(min=1, max=MAX_RPM, help="Requests in any 60 seconds.")
@@ -146,7 +137,10 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     if not found:
         print("There are no keys yet. Make one: verger keys add NAME")
         return
-    heading = ("name", "prefix", "tenant", "class", "rpm", "parallel", "made", "state")
+    heading = (
+        *("name", "prefix", "tenant", "class", "route", "budget"),
+        *("rpm", "parallel", "made", "state"),
+    )
     rows = [heading, *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -170,6 +164,8 @@ def _cells(key: Key) -> tuple[str, ...]:
         key.prefix,
         key.tenant,
         key.priority.value,
+        key.route.value,
+        f"${key.monthly_budget_usd:.2f}",
         _limit(key.rpm),
         _limit(key.max_parallel),
         _day(key.created_unix_s),

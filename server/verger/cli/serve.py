@@ -112,6 +112,7 @@ def settings_for(
     from verger.lan.advertise import Backend
 
     engine, mac = config.engine, assumed_mac(config, choice.id)
+    prices = shipped_and_fetched()
     has_disk = engine.prefix_cache and engine.disk_gib > 0
     return ServerSettings(
         model_id=choice.id,
@@ -122,7 +123,11 @@ def settings_for(
             name: choice.id if target == SERVED_MODEL else target
             for name, target in config.aliases.items()
         },
-        providers=load_providers(config.providers, load_kinds(paths.providers_dir()), paths.home()),
+        providers=load_providers(
+            config.providers, load_kinds(paths.providers_dir()), paths.home(), prices
+        ),
+        can_spill=config.spill.enabled,
+        cloud_budget_usd=config.spill.monthly_budget_usd,
         host=config.server.host,
         port=config.server.port,
         name=config.server.name,
@@ -142,7 +147,7 @@ def settings_for(
         disk_daily_bytes=_bytes(engine.disk_daily_gib),
         database_file=paths.database_file(),
         is_insecure=is_insecure,
-        prices=shipped_and_fetched(),
+        prices=prices,
         machine=None if mac is None else mac.assumed.machine(),
         limits=Limits(config.spill.ttft_objective_s, config.spill.max_wait_s),
         fake_script=fake,

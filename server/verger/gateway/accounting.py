@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from verger.costs.formulas import Machine, busy_s, micro_usd, micro_usd_up, request_usd
+from verger.costs.formulas import MICROS, Machine, busy_s, micro_usd, micro_usd_up, request_usd
 from verger.costs.prices import Offer, Price, Snapshot
 from verger.gateway.edge import CloudCall, RequestRecord
 from verger.gateway.ledger import Ledger
@@ -41,10 +41,17 @@ class Accounts:
     unix_s: Callable[[], float]
 
     async def reserve(
-        self, record: RequestRecord, provider: str, price: Price, max_tokens: int, budget: Budget
+        self,
+        record: RequestRecord,
+        provider: str,
+        price: Price,
+        max_tokens: int,
+        budget: Budget,
+        model: str | None = None,
     ) -> None:
         """Before a call: take its worst case out of the budgets, the whole prompt uncached and
-        every token generated. Raises BudgetExhausted or LedgerUnavailable."""
+        every token generated. `model` is what will answer, where the request calls it by another
+        name. Raises BudgetExhausted or LedgerUnavailable."""
         assert record.prompt_tokens is not None
         assert record.call is None
         worst_usd = request_usd(price, record.prompt_tokens, 0, max_tokens)
@@ -53,7 +60,7 @@ class Accounts:
             attempt=record.attempt,
             unix_ms=round(self.unix_s() * 1000),
             key_id=record.key,
-            model=record.model or self.model_id,
+            model=model or record.model or self.model_id,
             provider=provider,
             worst_micro_usd=micro_usd_up(worst_usd),
         )
@@ -81,6 +88,12 @@ class Accounts:
             self.ledger.settle(record.call.reservation, row)
         _next_attempt(record)
 
+    def cost_usd(self, record: RequestRecord) -> float | None:
+        """What the ledger will have of the call that is under way, as far as it is known now."""
+        if record.call is None:
+            return None
+        return _cost(record.call, _tokens(record))[0] / MICROS
+
     def _row(self, record: RequestRecord, wall_s: float) -> LedgerRow:
         tokens = _tokens(record)
         gpu_s = self._gpu_s(record, tokens)
@@ -93,7 +106,7 @@ class Accounts:
             unix_ms=round((self.unix_s() - wall_s) * 1000),
             key_id=record.key,
             model_asked=record.model_asked,
-            model=record.model or self.model_id,
+            model=self._model(record),
             route=record.route or LOCAL,
             provider=record.provider,
             reason=record.reason,
@@ -114,6 +127,11 @@ class Accounts:
             ),
         )
 
+    def _model(self, record: RequestRecord) -> str:
+        if record.call is not None:
+            return record.call.reservation.model
+        return record.model or self.model_id
+
     def _gpu_s(self, record: RequestRecord, tokens: _Tokens) -> float | None:
         """Estimated: its share of a full batch, at the rates that the machine is said to have."""
         if self.machine is None or record.route != LOCAL:
@@ -132,7 +150,8 @@ class Accounts:
 
         What nobody sells, such as the embedded model, and what failed avoids nobody's price.
         """
-        offers = [offer for offer in self.prices.offers if offer.model == record.model]
+        model = self._model(record)
+        offers = [offer for offer in self.prices.offers if offer.model == model]
         asked = [offer for offer in self.prices.offers if offer.model == record.model_asked]
         if record.error is not None or not offers or not any(tokens):
             return None

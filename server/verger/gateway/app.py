@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from verger.errors import MethodNotAllowed, ReplyError, RouteNotFound
 from verger.gateway.authentication import Authentication
+from verger.gateway.cloud_turns import check_purse
 from verger.gateway.cors import Cors
 from verger.gateway.edge import Edge, error_response, record_of
 from verger.gateway.endpoints.chat import ChatCompletions
@@ -36,7 +37,7 @@ def create_app(service: Service) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         service.accounts.ledger.open()
         await service.engine.start()
-        service.cloud.start()
+        service.cloud.start(lambda: check_purse(service))
         try:
             yield
         finally:

@@ -22,6 +22,7 @@ from verger.log import key_values
 
 if TYPE_CHECKING:
     from verger.gateway.backends.cloud import CloudBackend
+    from verger.gateway.purse import Purse
 
 logger = logging.getLogger("verger.gateway")
 
@@ -57,43 +58,44 @@ class Cloud:
         monotonic_s: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.providers = tuple(providers)
+        self.providers: tuple[Provider, ...] = ()
         self.rank = rank
         self._make_backend = make_backend
         self._budget_s = budget_s
         self._monotonic_s = monotonic_s
         self._sleep = sleep
-        self._problems = {
-            provider.name: "it has not been checked yet" for provider in self.providers
-        }
+        self._problems: dict[str, str] = {}
         """Why each provider is not to be relied upon; those that are not in it are."""
         self._backend: CloudBackend | None = None
         self._failover: Failover | None = None
+        self._open_purse: Callable[[], Purse] | None = None
+        self._has_started = False
         self._checks: list[asyncio.Task[None]] = []
+        self._ended_checks: list[asyncio.Task[None]] = []
+        self.replace(providers)
 
-    def start(self) -> None:
-        """Begin to check the providers; returns at once."""
-        if not self.providers:
-            return
-        backend = self._backend = self._make_backend()
-        self._failover = Failover(
-            backend.open_stream,
-            budget_s=self._budget_s,
-            monotonic_s=self._monotonic_s,
-            sleep=self._sleep,
-        )
-        self._checks = [
-            asyncio.create_task(self._keep_checking(backend, provider), name=provider.name)
+    def start(self, open_purse: "Callable[[], Purse] | None" = None) -> None:
+        """Begin to check the providers; returns at once. `open_purse` pays for a check."""
+        self._open_purse, self._has_started = open_purse, True
+        self._begin()
+
+    def replace(self, providers: Sequence[Provider]) -> None:
+        """Others from now on; answers that have begun go on. All are checked again, also those
+        that were refused; who is the same and could be relied upon still can, meanwhile."""
+        proven = [provider for provider in self.providers if self.is_available(provider)]
+        self.providers = tuple(providers)
+        self._problems = {
+            provider.name: "it has not been checked yet"
             for provider in self.providers
-        ]
-        for check in self._checks:
-            check.add_done_callback(_end)
+            if provider not in proven
+        }
+        if self._has_started:
+            self._begin()
 
     async def close(self) -> None:
         """End checks and connections."""
-        for check in self._checks:
-            check.cancel()
-        await asyncio.gather(*self._checks, return_exceptions=True)
+        self._end_checks()
+        await asyncio.gather(*self._ended_checks, return_exceptions=True)
         if self._backend is not None:
             await self._backend.close()
 
@@ -104,6 +106,10 @@ class Cloud:
     def is_available(self, provider: Provider) -> bool:
         """Whether its check has passed."""
         return provider.name not in self._problems
+
+    def problem_of(self, provider: Provider) -> str:
+        """Why it is not to be relied upon; empty if it is."""
+        return self._problems.get(provider.name, "")
 
     def named(self, name: str) -> tuple[Target, ...] | None:
         """What `provider/model` means, or `cloud/model`: all that have the model, in order.
@@ -132,7 +138,7 @@ class Cloud:
         """
         available = [target for target in targets if self.is_available(target.provider)]
         if not available:
-            told = [f"{t.provider.name}: {self._problems[t.provider.name]}" for t in targets]
+            told = [f"{t.provider.name}: {self.problem_of(t.provider)}" for t in targets]
             raise ProviderUnavailable(f"No provider can be used now: {'; '.join(told)}.")
         missing = {target.name: unsupported(target.provider.kind, turn) for target in available}
         fitting = tuple(target for target in available if not missing[target.name])
@@ -170,6 +176,32 @@ class Cloud:
         assert self._failover is not None
         return self._failover.pieces(self.rank(targets, request), request, on_commit)
 
+    def _begin(self) -> None:
+        self._end_checks()
+        if not self.providers:
+            return
+        backend = self._backend = self._backend or self._make_backend()
+        self._failover = Failover(
+            backend.open_stream,
+            budget_s=self._budget_s,
+            monotonic_s=self._monotonic_s,
+            sleep=self._sleep,
+        )
+        self._checks = [
+            asyncio.create_task(self._keep_checking(backend, provider), name=provider.name)
+            for provider in self.providers
+        ]
+        for check in self._checks:
+            check.add_done_callback(_end)
+
+    def _end_checks(self) -> None:
+        """They are awaited when all is closed."""
+        for check in self._checks:
+            check.cancel()
+        self._ended_checks = [check for check in self._ended_checks if not check.done()]
+        self._ended_checks += self._checks
+        self._checks = []
+
     def _providers_of(self, prefix: str) -> list[Provider]:
         return [p for p in self.providers if prefix in (p.name, ANY_PROVIDER)]
 
@@ -177,7 +209,9 @@ class Cloud:
         """Until it passes, or needs a repair: an internet that is away comes back by itself."""
         pause_s = FIRST_RECHECK_S
         while True:
-            check = await check_provider(backend, provider)
+            check = await check_provider(
+                backend, provider, None if self._open_purse is None else self._open_purse()
+            )
             self._note(check)
             if check.is_usable or check.is_final:
                 return

@@ -9,6 +9,7 @@ provider that breaks off becomes an error. One budget covers the whole wait for 
     unreachable, broken, faulty, busy    once more after a short pause, then the next one
     busy, and says until when            the next one; if there is none, a short time is waited
     silent, denied, absent, too long     the next one
+    beyond a budget                      the next one; it was not asked
     refused (400, 422)                   once more without the refused parameter, else the error
 """
 
@@ -24,6 +25,7 @@ from typing import Protocol
 
 from verger.api.answer import Piece
 from verger.errors import (
+    BudgetExhausted,
     ProviderContextExceeded,
     ProviderRefused,
     ProviderUnavailable,
@@ -74,6 +76,8 @@ class _Journey:
     until_s: float
     attempts: deque[_Attempt]
     failures: list[tuple[Target, UpstreamFailure]] = field(default_factory=list)
+    unpaid: dict[str, BudgetExhausted] = field(default_factory=dict)
+    """Targets that were not asked because it might have cost too much."""
     has_waited: bool = False
 
 
@@ -106,7 +110,8 @@ class Failover:
     ) -> AsyncGenerator[Piece]:
         """The answer of the first that gives one; `on_commit` is told who that is, before it is.
 
-        Raises ProviderUnavailable, ProviderRefused, ProviderContextExceeded, UpstreamInterrupted.
+        Raises ProviderUnavailable, ProviderRefused, ProviderContextExceeded, UpstreamInterrupted,
+        BudgetExhausted, LedgerUnavailable.
         """
         until_s = self._monotonic_s() + self._budget_s
         journey = _Journey(targets, request, until_s, deque(map(_Attempt, targets)))
@@ -117,6 +122,7 @@ class Failover:
                 continue
             is_committed = False
             try:
+                await journey.request.reserve(attempt.target)
                 async with aclosing(self._opened(attempt, journey)) as pieces:
                     async for piece in pieces:
                         if not is_committed:
@@ -131,7 +137,11 @@ class Failover:
                 _log(attempt.target, journey, failure, is_committed)
                 if is_committed:
                     raise _interrupted(attempt.target, failure) from None
+                journey.request.on_failed()
                 await self._prepare_next(attempt, failure, journey)
+            except BudgetExhausted as refusal:
+                # Another provider may be cheaper, or have a budget of its own.
+                journey.unpaid[attempt.target.name] = refusal
             finally:
                 # Without a verdict so far, the client has left.
                 breaker.release(permit)
@@ -175,6 +185,8 @@ class Failover:
 
     def _verdict(self, journey: _Journey) -> ReplyError:
         """What the client is told when nobody has answered."""
+        if journey.unpaid and not journey.failures:
+            return list(journey.unpaid.values())[-1]
         last = {target.name: (target, failure) for target, failure in journey.failures}
         if last and all(failure.fault is Fault.TOO_LONG for _, failure in last.values()):
             target, failure = journey.failures[-1]
@@ -182,7 +194,9 @@ class Failover:
                 f"The prompt is too long for {target.name}. {failure.words}".strip()
             )
         told = [f"{target.provider.name} {failure.what}" for target, failure in last.values()]
-        told += [self._why_not(target) for target in journey.targets if target.name not in last]
+        told += [
+            self._why_not(target, journey) for target in journey.targets if target.name not in last
+        ]
         waits_s = [self.breaker_of(target).wait_s for target in journey.targets]
         soonest_s = math.ceil(min((wait_s for wait_s in waits_s if wait_s > 0), default=1))
         return ProviderUnavailable(
@@ -190,7 +204,9 @@ class Failover:
             retry_after_s=min(max(soonest_s, 1), MAX_RETRY_AFTER_S),
         )
 
-    def _why_not(self, target: Target) -> str:
+    def _why_not(self, target: Target, journey: _Journey) -> str:
+        if target.name in journey.unpaid:
+            return f"{target.provider.name} may cost more than a budget has left"
         is_resting = not self.breaker_of(target).is_passable
         why = "is left alone after failures" if is_resting else "was not asked: no time was left"
         return f"{target.provider.name} {why}"

@@ -245,15 +245,18 @@ def _columns(row: LedgerRow | Reservation, month_ms: int | None = None) -> Mappi
 
 def _check(reservation: Reservation, budget: Budget, spent: Spending) -> None:
     limits = [
+        ("the whole server", budget.total_micro_usd, spent.total_micro_usd),
         ("this key", budget.key_micro_usd, spent.key_micro_usd),
         (
             f"the provider {reservation.provider}",
             budget.provider_micro_usd,
             spent.provider_micro_usd,
         ),
-        ("the whole server", budget.total_micro_usd, spent.total_micro_usd),
     ]
     for whose, limit, used in limits:
+        # What surely costs nothing is beyond no budget, not even one that was made smaller.
+        if reservation.worst_micro_usd == 0:
+            continue
         if limit is not None and used + reservation.worst_micro_usd > limit:
             raise BudgetExhausted(
                 f"The cloud budget of {whose} for {month_of(reservation.unix_ms)} is "

@@ -44,6 +44,8 @@ class Principal:
     route: RoutePolicy
     max_parallel: int | None = None
     """Requests at once, and rows; None: no limit, and half of the rows."""
+    budget_usd: float = 0.0
+    """The most that its requests may cost at cloud providers in a calendar month."""
 
 
 ANONYMOUS = Principal(

@@ -6,11 +6,13 @@ not relied upon. Must not know who asks. It costs what some twenty tokens cost.
 
 import difflib
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from verger.api.turn_request import TurnRequest
+from verger.errors import BudgetExhausted, LedgerUnavailable
 from verger.formats.conversation import Conversation, Effort, Message, Role
 from verger.gateway.backends.cloud_request import CloudRequest
 from verger.gateway.backends.failure import Fault, UpstreamFailure
@@ -19,11 +21,14 @@ from verger.messages import Sampling
 
 if TYPE_CHECKING:
     from verger.gateway.backends.cloud import CloudBackend
+    from verger.gateway.purse import Purse
 
 CHECK_S = 30.0
 """For each of the two requests."""
 TINY_TOKENS = 16
 """The least that OpenAI accepts."""
+TINY_PROMPT_TOKENS = 100
+"""No template makes more of three words."""
 MAX_NAMED_MODELS = 3
 
 _TINY = TurnRequest(
@@ -46,9 +51,12 @@ class Check(Struct, frozen=True, kw_only=True):
 
 
 async def check_provider(
-    backend: "CloudBackend", provider: Provider, budget_s: float = CHECK_S
+    backend: "CloudBackend",
+    provider: Provider,
+    purse: "Purse | None" = None,
+    budget_s: float = CHECK_S,
 ) -> Check:
-    """Never raises: whatever is wrong is the result."""
+    """Never raises: whatever is wrong is the result. `purse` pays; without one nobody accounts."""
     target = Target(provider, next(iter(provider.models)))
     if provider.problem is not None:
         return _failed(target, provider.problem, is_final=True)
@@ -60,7 +68,9 @@ async def check_provider(
             return _judged(target, failure, frozenset())
         listed = frozenset()
     try:
-        await _ask(backend, target, budget_s)
+        await _ask(backend, target, purse, budget_s)
+    except (BudgetExhausted, LedgerUnavailable) as unpaid:
+        return _failed(target, f"the check cannot be paid: {unpaid}", is_final=False)
     except UpstreamFailure as failure:
         return _judged(target, failure, listed)
     return Check(
@@ -68,11 +78,24 @@ async def check_provider(
     )
 
 
-async def _ask(backend: "CloudBackend", target: Target, budget_s: float) -> None:
-    request = CloudRequest("check", _TINY, prompt_tokens=0, count_text=len)
-    async with aclosing(backend.open_stream(target, request, budget_s)) as pieces:
-        async for _ in pieces:
-            pass
+async def _ask(
+    backend: "CloudBackend", target: Target, purse: "Purse | None", budget_s: float
+) -> None:
+    request = CloudRequest("check", _TINY, TINY_PROMPT_TOKENS, count_text=len)
+    if purse is not None:
+        request = replace(request, on_spent=purse.spend)
+        await purse.reserve(target)
+    try:
+        async with aclosing(backend.open_stream(target, request, budget_s)) as pieces:
+            async for _ in pieces:
+                pass
+    except UpstreamFailure:
+        if purse is not None:
+            purse.give_back()
+        raise
+    finally:
+        if purse is not None:
+            purse.close()
 
 
 def _judged(target: Target, failure: UpstreamFailure, listed: frozenset[str]) -> Check:

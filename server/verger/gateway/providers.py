@@ -2,7 +2,8 @@
 
 Kinds are data, models/providers/*.toml; providers are [[providers]] of config.toml. Read at start
 by `verger serve` and by `verger providers check`. Must not know HTTP. Keys are read from private
-files here, and kept out of every repr.
+files here, and kept out of every repr. Whoever sells at a price that nobody has written down cannot
+be used: what a call may cost is reserved before it is made.
 """
 
 import difflib
@@ -11,6 +12,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -18,12 +20,15 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from verger.config import ProviderConfig
+from verger.config import PriceConfig, ProviderConfig
+from verger.costs.prices import Price, Snapshot
 from verger.errors import ConfigError
 from verger.gateway.backends.quirks import QUIRKS
 
 ANY_PROVIDER = "cloud"
 """In the place of a provider's name: whichever has the model."""
+CONFIGURED = "configured"
+"""In the place of a file of prices: an administrator's word."""
 COMPATIBLE = "compatible"
 """The kind of a provider that is not known by name."""
 MAX_KEY_BYTES = 1_024
@@ -62,6 +67,8 @@ class Kind(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"]
     history_reasoning: Literal["", "reasoning", "reasoning_content"] = ""
     """The name under which earlier reasoning is sent along; empty: it is left out."""
+    is_free: bool = False
+    """Nobody asks for money: it is somebody's own machine."""
     reports_cost: bool = False
     """Its usage has a `cost`, in US dollars."""
     data_policy: str
@@ -88,6 +95,9 @@ class Provider:
     """A name of ours → the provider's."""
     key_file: Path | None = None
     key: str | None = field(default=None, repr=False)
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    """By the name of ours; all of them, unless there is a problem."""
+    monthly_budget_usd: float | None = None
     problem: str | None = None
     """Why it cannot be used as it is configured, and what to do."""
 
@@ -106,6 +116,11 @@ class Target:
         return self.provider.models[self.model]
 
     @property
+    def price(self) -> Price:
+        """What it takes, by the list or by the configuration."""
+        return self.provider.prices[self.model]
+
+    @property
     def name(self) -> str:
         """What a client writes to get this model of this provider."""
         return f"{self.provider.name}/{self.model}"
@@ -118,14 +133,15 @@ def load_kinds(folder: Path) -> Mapping[str, Kind]:
 
 
 def load_providers(
-    configured: Sequence[ProviderConfig], kinds: Mapping[str, Kind], home: Path
+    configured: Sequence[ProviderConfig], kinds: Mapping[str, Kind], home: Path, listed: Snapshot
 ) -> tuple[Provider, ...]:
-    """Check what is configured and read the keys; `home` is where relative paths of keys begin.
+    """Check what is configured and read the keys; `home` is where relative paths of keys begin,
+    `listed` has the prices.
 
-    Raises ConfigError for what can only be a mistake. A key file that is missing or empty makes the
+    Raises ConfigError for what can only be a mistake. A key or a price that is missing makes the
     provider unusable and nothing else: the server must not depend on a cloud.
     """
-    return tuple(_provider(config, kinds, home) for config in configured)
+    return tuple(_provider(config, kinds, home, listed) for config in configured)
 
 
 def _load_kind(path: Path) -> Kind:
@@ -142,7 +158,9 @@ def _load_kind(path: Path) -> Kind:
     return kind
 
 
-def _provider(config: ProviderConfig, kinds: Mapping[str, Kind], home: Path) -> Provider:
+def _provider(
+    config: ProviderConfig, kinds: Mapping[str, Kind], home: Path, listed: Snapshot
+) -> Provider:
     place = f"[[providers]] {config.name}"
     if config.name == ANY_PROVIDER:
         raise ConfigError(f"{place}: this name means all providers; choose another")
@@ -157,7 +175,40 @@ def _provider(config: ProviderConfig, kinds: Mapping[str, Kind], home: Path) -> 
             f"{place}: base_url {base_url} would carry the key over the network in the clear; "
             "use https"
         )
-    return Provider(config.name, kind, base_url, config.models, path, key, problem)
+    prices = {model: _price(config, kind, id, listed) for model, id in config.models.items()}
+    known = {model: price for model, price in prices.items() if price is not None}
+    if unpriced := next((model for model in prices if model not in known), None):
+        problem = problem or (
+            f"nobody has written down what it takes for {unpriced}: say it in US dollars per "
+            "million tokens, price = { input_usd = …, output_usd = … }"
+        )
+    return Provider(
+        name=config.name,
+        kind=kind,
+        base_url=base_url,
+        models=config.models,
+        key_file=path,
+        key=key,
+        prices=known,
+        monthly_budget_usd=config.monthly_budget_usd,
+        problem=problem,
+    )
+
+
+def _price(config: ProviderConfig, kind: Kind, model_id: str, listed: Snapshot) -> Price | None:
+    """The configured one, else the newest in the lists; those name a model without its maker."""
+    if config.price is None and not kind.is_free:
+        return listed.price(kind.kind, model_id.rpartition("/")[2].partition(":")[0])
+    said = config.price or PriceConfig(0, 0)
+    return Price(
+        input_usd=said.input_usd,
+        output_usd=said.output_usd,
+        cached_usd=None,
+        fee=0.0,
+        date=datetime.now(UTC).date(),
+        source="config.toml",
+        snapshot_id=CONFIGURED,
+    )
 
 
 def _kind(config: ProviderConfig, kinds: Mapping[str, Kind], place: str) -> Kind:

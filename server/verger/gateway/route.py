@@ -9,6 +9,7 @@ from enum import Enum
 
 from verger.errors import RouteForbidden
 from verger.gateway.cloud import Cloud
+from verger.gateway.engine_supervisor import EngineState
 from verger.gateway.principal import ROUTE_HEADER, Principal, RoutePolicy
 from verger.gateway.providers import Target
 
@@ -38,6 +39,17 @@ ONLY_ROUTE = Route(Place.LOCAL, "only-route")
 """There is no other place for it."""
 NAMED_MODEL = "named-model"
 """The request names a provider's model itself."""
+ENGINE_LOADING, ENGINE_DOWN = "engine-loading", "engine-down"
+
+
+def reason_to_leave(engine: EngineState) -> str | None:
+    """Why the engine cannot answer now, if it cannot."""
+    match engine:
+        case EngineState.READY:
+            return None
+        case EngineState.STARTING:
+            return ENGINE_LOADING
+    return ENGINE_DOWN
 
 
 def route_of_name(name: str, is_local: bool, cloud: Cloud, principal: Principal) -> Route | None:

@@ -81,5 +81,9 @@ class ServerSettings:
     """What this machine is taken to be, to estimate what its time is worth; None: not known."""
     limits: Limits = Limits()
     """When a first token is late, and how long a request may wait for others."""
+    can_spill: bool = False
+    """Requests for the served model may go to a provider when it cannot answer."""
+    cloud_budget_usd: float = 0.0
+    """For all providers and keys together, in a calendar month (UTC)."""
     fake_script: Path | None = None
     """Plays scripted answers instead of loading weights (for tests of clients)."""

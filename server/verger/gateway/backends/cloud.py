@@ -243,7 +243,7 @@ def _fed(answer: UpstreamAnswer, reader: EventReader, chunk: bytes) -> Iterator[
 
 
 def _usage(answer: UpstreamAnswer, request: CloudRequest, target: Target) -> Usage:
-    if answer.has_usage:
+    if answer.has_usage and answer.has_finished:
         usage = answer.reported_usage()
     else:
         usage = answer.counted_usage(request.prompt_tokens, request.count_text)

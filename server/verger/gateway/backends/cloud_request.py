@@ -4,7 +4,7 @@ Read by `cloud`, `failover` and whoever counts money. Must not know HTTP: `cloud
 where there are providers.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from verger.api.answer import Usage
@@ -35,6 +35,10 @@ class Spent:
     """By us, from the text that came, because the provider did not say."""
 
 
+async def unreserved(target: Target) -> None:
+    """For attempts that nobody accounts for."""
+
+
 @dataclass(frozen=True, slots=True)
 class CloudRequest:
     """What is asked, whichever provider will answer."""
@@ -46,5 +50,9 @@ class CloudRequest:
     """By our own count."""
     count_text: Callable[[str], int]
     """Tokens of a text, for answers whose usage is missing."""
+    reserve: Callable[[Target], Awaitable[None]] = unreserved
+    """Awaited before each attempt, which is not made if this raises."""
+    on_failed: Callable[[], None] = lambda: None
+    """Told of each attempt that failed before its first delta; the next one may follow."""
     on_spent: Callable[[Spent], None] = lambda spent: None
     """Told once of every attempt that a provider has taken, also when the client has left."""

@@ -191,14 +191,20 @@ class UpstreamAnswer:
         )
 
     def counted_usage(self, prompt_tokens: int, count: Callable[[str], int]) -> Usage:
-        """What it must have been, by our own count of what came; never too little by much."""
+        """What it must have been, by our own count of what came; never too little by much.
+
+        What was reported of an answer that broke off may be behind what came: the larger counts,
+        and a cost does not.
+        """
+        reported = self._reported or _Usage()
         reasoning_tokens = count("".join(self._reasoning))
+        completion_tokens = reasoning_tokens + count("".join(self._texts))
         return Usage(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=reasoning_tokens + count("".join(self._texts)),
+            prompt_tokens=max(prompt_tokens, reported.prompt_tokens or 0),
+            completion_tokens=max(completion_tokens, reported.completion_tokens or 0),
             cached_tokens=0,
             reasoning_tokens=reasoning_tokens,
-            cost_usd=self.cost_usd,
+            cost_usd=self.cost_usd if self.has_finished else None,
         )
 
     def _take(self, choice: _Choice) -> Delta:

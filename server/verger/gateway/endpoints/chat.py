@@ -23,14 +23,13 @@ from verger.api.chat_request import ChatRequest, parse_chat_request
 from verger.api.chat_response import AnswerHead, ChatChunkEncoder, encode_completion
 from verger.api.models import resolve_model
 from verger.formats.harmony import Prompt, render
-from verger.gateway.backends.cloud_request import CloudRequest
-from verger.gateway.cloud_turns import CloudTurn
+from verger.gateway.cloud_turns import cloud_turn
 from verger.gateway.edge import RequestRecord, record_of
 from verger.gateway.head_start import head_start
-from verger.gateway.principal import Principal, principal_of
+from verger.gateway.principal import Principal, RoutePolicy, principal_of
 from verger.gateway.receive import read_body, while_connected
 from verger.gateway.refills import Refills
-from verger.gateway.route import ONLY_ROUTE, Place, Route, route_of_name
+from verger.gateway.route import ONLY_ROUTE, Place, Route, reason_to_leave, route_of_name
 from verger.gateway.service import Service
 from verger.gateway.sse import DONE, EventStream, Heartbeat, data_frame
 from verger.gateway.turns import open_turn
@@ -97,7 +96,15 @@ class ChatCompletions:
     async def _answer_from_cloud(
         self, asked: _Asked, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        turn = self._cloud_turn(asked)
+        self._note_wait(asked.record)
+        turn = cloud_turn(
+            self._service,
+            asked.principal,
+            asked.route.targets,
+            asked.request.turn,
+            len(asked.prompt.ids),
+            asked.record,
+        )
         if not asked.request.stream:
             completing = self._complete(asked, _Answer(turn.pieces()))
             await (await while_connected(receive, completing))(scope, receive, send)
@@ -107,13 +114,6 @@ class ChatCompletions:
             begun = stack.enter_async_context(head_start(turn.pieces(), wait_s))
             pieces = await while_connected(receive, begun)
             await self._stream(asked, _Answer(pieces))(scope, receive, send)
-
-    def _cloud_turn(self, asked: _Asked) -> CloudTurn:
-        service, record = self._service, asked.record
-        self._note_wait(record)
-        prompt_tokens = len(asked.prompt.ids)
-        request = CloudRequest(record.id, asked.request.turn, prompt_tokens, service.count_tokens)
-        return CloudTurn(service.cloud, asked.route.targets, request, record, service.monotonic_s)
 
     async def _prepare(self, body: bytes, scope: Scope) -> _Asked:
         service, settings, record = self._service, self._service.settings, record_of(scope)
@@ -139,11 +139,21 @@ class ChatCompletions:
         is_local = name == settings.model_id or name in settings.aliases
         route = route_of_name(name, is_local, cloud, principal_of(scope))
         if route is None:
-            local_name = resolve_model(name, settings.model_id, settings.aliases)
-            record_of(scope).model = local_name
-            return ONLY_ROUTE
+            model = resolve_model(name, settings.model_id, settings.aliases)
+            record_of(scope).model = model
+            return self._away_from_home(model, request, scope) or ONLY_ROUTE
         record_of(scope).model = name
         return dataclasses.replace(route, targets=cloud.fitting(route.targets, request.turn))
+
+    def _away_from_home(self, model: str, request: ChatRequest, scope: Scope) -> Route | None:
+        """Where a request for the served model goes while the engine cannot answer."""
+        service = self._service
+        is_allowed = principal_of(scope).route is not RoutePolicy.LOCAL_ONLY
+        if not (service.settings.can_spill and is_allowed):
+            return None
+        reason = reason_to_leave(service.engine.state)
+        targets = service.cloud.spill_targets(model, request.turn) if reason else ()
+        return Route(Place.CLOUD, reason, targets) if reason and targets else None
 
     def _note_wait(self, record: RequestRecord) -> None:
         """What passed in the gateway before anybody was asked."""
