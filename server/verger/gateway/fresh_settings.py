@@ -1,4 +1,4 @@
-"""The part of SIGHUP that is the configuration and its certificate.
+"""The part of SIGHUP that is the configuration, its certificate and its providers.
 
 Added to the reloader by `server`. Must not know where settings come from: the CLI says how to read
 them again.
@@ -31,7 +31,7 @@ ReadSettings = Callable[[], FreshSettings]
 
 
 def settings_part(service: Service, read_settings: ReadSettings) -> Read:
-    """Replaces the service's settings and its TLS context, each as a whole."""
+    """Replaces the service's settings, its TLS context and the providers, each as a whole."""
 
     def read() -> Apply:
         fresh = read_settings()
@@ -42,6 +42,7 @@ def settings_part(service: Service, read_settings: ReadSettings) -> Read:
 
         def apply() -> None:
             service.settings, service.tls = fresh.settings, context
+            service.cloud.replace(fresh.settings.providers)
             if fresh.needs_restart:
                 names = ",".join(fresh.needs_restart)
                 logger.warning(key_values(event="restart_needed", settings=names))
