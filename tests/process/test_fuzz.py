@@ -62,7 +62,15 @@ bodies = st.one_of(
     st.dictionaries(st.sampled_from(FIELDS), values, max_size=6),
     values,
 )
-HEADERS = ("accept", "content-type", "x-verger-priority", "origin", "x-api-key", "range")
+HEADERS = (
+    "accept",
+    "content-type",
+    "x-verger-priority",
+    "x-verger-route",
+    "origin",
+    "x-api-key",
+    "range",
+)
 printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
 headers = st.dictionaries(st.sampled_from(HEADERS), printable.map(str.strip), max_size=3)
 bounded = settings(

@@ -15,18 +15,15 @@ import base64
 import binascii
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
-from enum import StrEnum
 from math import ceil
-from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from verger.errors import AuthenticationFailed, InvalidRequest, RateLimited
+from verger.errors import AuthenticationFailed, RateLimited
 from verger.gateway.edge import PROBES, error_response, record_of
 from verger.gateway.key_ring import HeldKey, KeyRing
-from verger.gateway.principal import ROUTE_HEADER, SCOPE_KEY, Principal, Priority, RoutePolicy
+from verger.gateway.principal import SCOPE_KEY, narrowed
 from verger.gateway.sliding_window import SlidingWindow
 
 MAX_WRONG_KEYS = 10
@@ -37,10 +34,7 @@ MAX_ADDRESSES = 1_024
 POLICY_VIOLATION = 1008
 """The code with which a web socket is refused."""
 
-_WIDTHS = tuple(RoutePolicy)
 _ASK_FOR_KEY = "Whoever runs this server makes one with: verger keys add NAME"
-
-Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Authentication:
@@ -73,7 +67,7 @@ class Authentication:
     ) -> None:
         """Whoever needs no key has no limits either."""
         principal = self._keys.anonymous if held is None else held.key.principal
-        scope[SCOPE_KEY] = _lowered(principal, scope)
+        scope[SCOPE_KEY] = narrowed(principal, Headers(scope=scope))
         if held is None:
             await self._app(scope, receive, send)
             return
@@ -150,24 +144,6 @@ def _challenge(scope: Scope) -> str:
     """A browser is told to ask its user; others are not, or they would ask in vain."""
     is_browser = scope["method"] == "GET" and "text/html" in Headers(scope=scope).get("accept", "")
     return 'Basic realm="Verger", charset="UTF-8"' if is_browser else 'Bearer realm="Verger"'
-
-
-def _lowered(principal: Principal, scope: Scope) -> Principal:
-    """A request may ask to be batch, or to go less far; it never gets more than its key has."""
-    priority = _asked(scope, "x-verger-priority", Priority)
-    route = _asked(scope, ROUTE_HEADER, RoutePolicy)
-    if priority is Priority.BATCH:
-        principal = replace(principal, priority=priority)
-    if route is not None:
-        principal = replace(principal, route=min(principal.route, route, key=_WIDTHS.index))
-    return principal
-
-
-def _asked(scope: Scope, header: str, choices: type[Choice]) -> Choice | None:
-    asked = Headers(scope=scope).get(header)
-    if asked is not None and asked not in tuple(choices):
-        raise InvalidRequest(f"{header} must be one of {', '.join(choices)}.")
-    return None if asked is None else choices(asked)
 
 
 def _address(scope: Scope) -> str:

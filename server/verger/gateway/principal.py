@@ -1,12 +1,15 @@
 """Who makes a request: what its key says, or nobody in particular.
 
-Put into the scope by `authentication`, read by endpoints. Must not know how a key is checked.
+Put into the scope by `authentication`, read by endpoints. A request can ask for less than its key
+allows: to wait for others, and to stay here. Must not know how a key is checked.
 """
 
-from collections.abc import MutableMapping
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
+
+from verger.errors import InvalidRequest
 
 TENANT = "office"
 """Of everybody who is not given another; whoever has the same tenant shares cached prefixes."""
@@ -14,26 +17,27 @@ SCOPE_KEY = "verger.principal"
 ROUTE_HEADER = "x-verger-route"
 """Of a request: it may narrow what its key allows, and never widen it."""
 
+Wish = TypeVar("Wish", bound=StrEnum)
+
 
 class Priority(StrEnum):
-    """Whether somebody waits for the answers; a key's class."""
+    """Whether somebody waits for the answers; a key's class. The first one asks for most."""
 
     INTERACTIVE = "interactive"
     BATCH = "batch"
 
 
 class RoutePolicy(StrEnum):
-    """Where a key's requests may be served, the narrowest first."""
+    """Where a key's requests may be served. The first one asks for most."""
 
-    LOCAL_ONLY = "local-only"
-    PREFER_LOCAL = "prefer-local"
     ANY = "any"
+    PREFER_LOCAL = "prefer-local"
+    LOCAL_ONLY = "local-only"
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """For the length of one request: `priority` and `route` are what the request asked to lower
-    them to."""
+    """For the length of one request: `priority` and `route` are what it asked to narrow them to."""
 
     key_id: str
     """The key's public prefix; empty for whoever needs none."""
@@ -63,3 +67,22 @@ def principal_of(scope: MutableMapping[str, Any]) -> Principal:
     """Who makes the request that is being served."""
     principal: Principal = scope[SCOPE_KEY]
     return principal
+
+
+def narrowed(principal: Principal, headers: Mapping[str, str]) -> Principal:
+    """As the request's headers wish; what the key does not allow they do not widen."""
+    return replace(
+        principal,
+        priority=_narrower(principal.priority, headers, "x-verger-priority"),
+        route=_narrower(principal.route, headers, ROUTE_HEADER),
+    )
+
+
+def _narrower(allowed: Wish, headers: Mapping[str, str], name: str) -> Wish:
+    asked = headers.get(name)
+    if asked is None:
+        return allowed
+    wishes = list(type(allowed))
+    if asked not in wishes:
+        raise InvalidRequest(f"{name} must be one of {', '.join(wishes)}.")
+    return wishes[max(wishes.index(allowed), wishes.index(type(allowed)(asked)))]
