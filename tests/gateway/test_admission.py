@@ -1,7 +1,7 @@
 """Letting in, refusing, and looking at those that wait, with an engine that the test plays."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -11,12 +11,12 @@ from msgspec.structs import replace
 from tests.fakes import READY, FakeEngine, FakeEngines, FakeTime, settle
 from tests.principals import caller
 from verger.errors import EngineUnavailable, Overloaded
-from verger.gateway.admission import REVIEW_S, Admission, Ticket
+from verger.gateway.admission import MAX_SPILLING, REVIEW_S, Admission, Ticket, nowhere
 from verger.gateway.engine_client import EngineClient, Generation
 from verger.gateway.hits import LOOK_UP_WAIT_S
 from verger.gateway.prediction import MIN_SCORES
-from verger.gateway.principal import ANONYMOUS, Principal
-from verger.gateway.routing import ENTER_SAMPLES, Kind, Limits, Reason
+from verger.gateway.principal import ANONYMOUS, Principal, RoutePolicy
+from verger.gateway.routing import ENTER_SAMPLES, Limits, Place, Reason, Spilled
 from verger.gateway.submit_queue import LOOK_AHEAD_ROWS, Origin
 from verger.messages import (
     Finished,
@@ -40,6 +40,11 @@ LIMITS = Limits(ttft_objective_s=4.0, max_wait_s=30.0)
 SUBMIT = Submit(0, [1] * 1_000, 100, [])
 PREFILL = PrefillStats(0.25, chunk_tokens=250, best_tokens_s=1_000.0, efficiency=1.0)
 ANN, BOB = caller("ann"), caller("bob")
+ROAMER = caller("roamer", route=RoutePolicy.PREFER_LOCAL)
+
+
+def anywhere() -> bool:
+    return True
 
 
 @dataclass
@@ -77,15 +82,21 @@ class Office:
         assert self.admission.rates.is_measured
 
     async def admit(
-        self, submit: Submit = SUBMIT, principal: Principal = ANONYMOUS, may_spill: bool = False
+        self,
+        submit: Submit = SUBMIT,
+        principal: Principal = ANONYMOUS,
+        cloud: Callable[[], bool] = nowhere,
     ) -> Ticket:
-        return await self.admission.admit(submit, 1, principal, "low", may_spill=may_spill)
+        return await self.admission.admit(submit, 1, principal, "low", cloud)
 
     async def ask(
-        self, submit: Submit = SUBMIT, principal: Principal = ANONYMOUS
+        self,
+        submit: Submit = SUBMIT,
+        principal: Principal = ANONYMOUS,
+        cloud: Callable[[], bool] = nowhere,
     ) -> tuple[Ticket, Generation]:
         """Let in, and in the queue."""
-        ticket = await self.admit(submit, principal)
+        ticket = await self.admit(submit, principal, cloud)
         made = await self.stack.enter_async_context(
             self.client.generate_choices(submit, 1, ticket.origin)
         )
@@ -140,7 +151,7 @@ async def test_what_is_cached_is_known_when_it_is_decided(office: Office) -> Non
     office.cached_tokens = 900
     warm = await office.admit()
 
-    assert (cold.route.kind, cold.route.reason) == (Kind.LOCAL, Reason.WITHIN_OBJECTIVE)
+    assert (cold.route.place, cold.route.reason) == (Place.LOCAL, Reason.WITHIN_OBJECTIVE)
     assert cold.first.ttft_s == pytest.approx(1.0, abs=0.1)
     assert warm.first.ttft_s < 0.2
 
@@ -184,7 +195,7 @@ async def test_a_wait_that_is_too_long_is_refused_and_says_which_limit_and_what_
             break
 
     assert refusal is not None
-    assert office.admission.decisions[Kind.QUEUE] > 2
+    assert office.admission.decisions[Place.QUEUE] > 2
     assert "max_wait_s = 30" in refusal.message
     assert "send fewer requests" in refusal.message
     assert refusal.retry_after_s is not None
@@ -248,41 +259,79 @@ async def test_those_that_wait_are_forecast_again_every_second(office: Office) -
     await office.time.advance(REVIEW_S)
 
     assert last.route.ttft_s < last.first.ttft_s
-    assert not last.left.is_set()
+
+
+async def spilled(office: Office, principal: Principal = ROAMER) -> Reason | None:
+    """Why the next request goes to the cloud; None if it stays."""
+    try:
+        await office.admit(principal=principal, cloud=anywhere)
+    except Spilled as error:
+        return error.route.reason
+    return None
 
 
 async def test_whoever_may_spill_goes_once_spilling_has_set_in(office: Office) -> None:
     await office.measure()
     await office.fill(PLACES)
-    tickets = [await office.admit(may_spill=True) for _ in range(ENTER_SAMPLES + 1)]
-    kinds = [ticket.route.kind for ticket in tickets]
-    assert kinds == [Kind.QUEUE] * (ENTER_SAMPLES - 1) + [Kind.CLOUD] * 2
-    assert (await office.admit()).route.kind is Kind.QUEUE, "local-only"
+    went = [await spilled(office) for _ in range(ENTER_SAMPLES + 1)]
+    assert went == [None] * (ENTER_SAMPLES - 1) + [Reason.SATURATED] * 2
+    assert office.admission.decisions[Place.CLOUD] == 2
+    assert await spilled(office, caller("home")) is None, "local-only"
+    assert (await office.admit(principal=ROAMER)).route.place is Place.QUEUE, "no cloud"
+    other = caller("other", route=RoutePolicy.PREFER_LOCAL)
+    assert await spilled(office, other) is None, "spilling has not set in for this key"
+    assert await spilled(office, caller("any", route=RoutePolicy.ANY)) is Reason.SATURATED
 
 
-async def test_one_that_waits_may_still_spill(office: Office) -> None:
+async def test_one_that_waits_may_still_spill_and_does_so_once(office: Office) -> None:
     await office.measure()
     await office.fill(PLACES)
-    waiting = await office.admit(may_spill=True)
-    await office.stack.enter_async_context(
-        office.client.generate_choices(SUBMIT, 1, waiting.origin)
-    )
-    assert waiting.route.kind is Kind.QUEUE
-    for _ in range(ENTER_SAMPLES):
-        await office.admit()
+    leaving, _ = await office.ask(principal=ROAMER, cloud=anywhere)
+    stuck, _ = await office.ask(principal=ROAMER, cloud=anywhere)
+    assert leaving.route.place is stuck.route.place is Place.QUEUE
+    told: list[Spilled] = []
+    leaving.spill = told.append
+    for _ in range(3):
+        await office.time.advance(REVIEW_S)
+
+    assert [error.route.reason for error in told] == [Reason.SATURATED]
+    assert stuck.route.place is Place.QUEUE, "it cannot leave"
+    assert office.admission.decisions[Place.CLOUD] == 1
+
+
+async def test_a_cloud_that_can_no_longer_take_it_is_not_told_to(office: Office) -> None:
+    """Its budget may be gone, or its breaker open, by the time."""
+    await office.measure()
+    await office.fill(PLACES)
+    is_open = [True]
+    ticket, _ = await office.ask(principal=ROAMER, cloud=lambda: is_open[0])
+    told: list[Spilled] = []
+    ticket.spill = told.append
+    is_open[0] = False
+    for _ in range(ENTER_SAMPLES + 1):
+        await office.time.advance(REVIEW_S)
+    assert not told
+    is_open[0] = True
     await office.time.advance(REVIEW_S)
-
-    assert waiting.left.is_set()
-    assert waiting.route.reason is Reason.SATURATED
+    assert len(told) == 1
 
 
-async def test_without_an_engine_only_what_may_spill_is_let_in(office: Office) -> None:
+async def test_of_more_keys_than_that_the_one_used_least_lately_is_forgotten(
+    office: Office,
+) -> None:
+    for number in range(MAX_SPILLING + 1):
+        office.admission._spilling_of(f"key {number}")
+    assert len(office.admission._spilling) == MAX_SPILLING
+    assert "key 0" not in office.admission._spilling
+
+
+async def test_without_an_engine_only_what_may_spill_goes_anywhere(office: Office) -> None:
     office.engine.exit(-9)
     await settle()
-    with pytest.raises(EngineUnavailable):
-        await office.admit()
-    ticket = await office.admit(may_spill=True)
-    assert (ticket.route.kind, ticket.route.reason) == (Kind.CLOUD, Reason.ENGINE_DOWN)
+    assert await spilled(office) is Reason.ENGINE_DOWN
+    for principal, cloud in ((ROAMER, nowhere), (caller("home"), anywhere)):
+        with pytest.raises(EngineUnavailable):
+            await office.admit(principal=principal, cloud=cloud)
 
 
 async def test_a_ticket_ends_with_its_request(office: Office) -> None:

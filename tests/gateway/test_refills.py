@@ -12,19 +12,19 @@ from tests.gateway.test_streams import FINAL, chat_stream
 from verger.api.answer import Outcome, Usage
 from verger.formats.conversation import Conversation, Message, Role
 from verger.formats.harmony import Finish, render
-from verger.gateway.admission import Ticket
+from verger.gateway.admission import Ticket, nowhere
 from verger.gateway.edge import RequestRecord
 from verger.gateway.generation import Generation
 from verger.gateway.principal import TENANT
 from verger.gateway.refills import MAX_REFILLS, MIN_REFILL_TOKENS, Refills
-from verger.gateway.routing import Kind, Reason, Route
+from verger.gateway.routing import Place, Reason, Route
 from verger.gateway.submit_queue import Origin
 from verger.gateway.turns import Turn
 from verger.messages import BACKGROUND, FinishReason, Submit
 
 pytestmark = pytest.mark.anyio
 
-ROUTE = Route(Kind.LOCAL, Reason.WITHIN_OBJECTIVE, 0.0, 0.0)
+ROUTE = Route(Place.LOCAL, Reason.WITHIN_OBJECTIVE, 0.0, 0.0)
 Served = tuple[Gateway, PlayedEngine]
 
 REASONING = "<|channel|>analysis<|message|>hmm<|end|><|start|>assistant"
@@ -232,7 +232,7 @@ async def test_closing_gives_up_what_runs_and_what_waits(mortal: Served) -> None
         prompt=render(conversation, gateway.service.vocabulary),
         generations=(Generation(1, Submit(1, [1], 1, [])),),
         readers=(),
-        ticket=Ticket(Origin(), False, 0.0, ROUTE, ROUTE, False),
+        ticket=Ticket(Origin(), nowhere, 0.0, ROUTE, ROUTE, False),
         record=RequestRecord("id", arrived_s=0),
         monotonic_s=gateway.service.monotonic_s,
         cancel=gateway.service.engine.cancel,

@@ -5,16 +5,17 @@ engine has of the prompt. Belongs to the event loop; owns the task that looks at
 second. Must not know JSON, HTTP or providers.
 
     look up ─► outlook ─► route ─► a ticket, good for a place in the queue ─► its end teaches how
-                            └────► Overloaded                                 good the forecast was
+                            ├────► Overloaded      │ as long as it waits      good the forecast was
+                            └────► Spilled ◄───────┘
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 
 from verger.errors import Overloaded
@@ -24,16 +25,17 @@ from verger.gateway.generation import Generation
 from verger.gateway.outlook import Observer, Outlook, newcomer
 from verger.gateway.output_lengths import OutputLengths
 from verger.gateway.prediction import Score, Scores
-from verger.gateway.principal import Principal
+from verger.gateway.principal import Principal, RoutePolicy
 from verger.gateway.rates import Rates
 from verger.gateway.routing import (
     Facts,
     Hysteresis,
-    Kind,
     Limits,
+    Place,
     Reason,
     Route,
     Snapshot,
+    Spilled,
     choose,
     retry_after_s,
 )
@@ -46,6 +48,17 @@ REVIEW_S = 1.0
 """Between two looks at those that wait."""
 KEPT_ROW_TIMES = 64
 MAX_JITTER = 1.25
+MAX_SPILLING = 1024
+"""Keys of which it is known whether spilling has set in; the one used least lately is forgotten."""
+
+Cloud = Callable[[], bool]
+"""Whether a cloud can and may take a request now; asked when it comes and every second while it
+waits, so it must not block."""
+
+
+def nowhere() -> bool:
+    """There is no cloud."""
+    return False
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +66,7 @@ class Ticket:
     """A request that was let in."""
 
     origin: Origin
-    may_spill: bool
+    cloud: Cloud
     arrived_s: float
     first: Route
     """What was decided when it came."""
@@ -61,8 +74,8 @@ class Ticket:
     """What would be decided now, as long as it waits; it is never refused any more."""
     is_scored: bool
     """Whether the forecast knew what is cached, or had to decide without."""
-    left: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when it shall go to the cloud after all."""
+    spill: Callable[[Spilled], None] | None = None
+    """Called once, when a cloud shall answer after all; None: it cannot leave, or has left."""
 
 
 class Admission:
@@ -80,11 +93,12 @@ class Admission:
     ) -> None:
         self.limits = limits
         self.scores = Scores()
-        self.decisions: Counter[Kind] = Counter()
+        self.decisions: Counter[Place] = Counter()
         self._engine = engine
         self._lengths = OutputLengths()
         self._observer = Observer(engine.queue, self._lengths, model)
-        self._hysteresis = Hysteresis(limits.ttft_objective_s)
+        self._spilling: OrderedDict[str, Hysteresis] = OrderedDict()
+        """By key: what one waits says little of what another would."""
         self._row_times_s: deque[float] = deque(maxlen=KEPT_ROW_TIMES)
         self._tickets: dict[Origin, Ticket] = {}
         """Of all that wait or run."""
@@ -99,15 +113,14 @@ class Admission:
         choices: int,
         principal: Principal,
         effort: str,
-        *,
-        may_spill: bool = False,
+        cloud: Cloud = nowhere,
     ) -> Ticket:
-        """A ticket, to be given to `end`; its route is the cloud only if the request may spill.
+        """A ticket, to be given to `end`.
 
-        Raises Overloaded, or EngineUnavailable if it may not spill.
+        Raises Spilled if a cloud shall answer, else Overloaded or EngineUnavailable.
         """
-        if self._engine.state is not EngineState.READY and may_spill:
-            return self._down(principal, effort)
+        if self._engine.state is not EngineState.READY:
+            self.spill_if_may(principal, cloud, Reason.ENGINE_DOWN)
         origin = Origin(principal, effort, self._engine.look_up(submit))
         queue, max_rows = self._engine.queue, self._max_rows
         is_busy = queue.given > 0
@@ -117,16 +130,24 @@ class Admission:
             await origin.hits.wait()
         asked = newcomer(submit, choices, origin, self._clock())
         outlook = self._outlook(asked)
-        self._hysteresis.observe(outlook.forecast.ttft_s)
-        route = self._choose(outlook, may_spill)
-        self.decisions[route.kind] += 1
-        if route.kind is Kind.REJECT:
+        self._spilling_of(principal.key_id).observe(outlook.forecast.ttft_s)
+        route = self._choose(outlook, may_spill=_may_spill(principal, cloud))
+        self.decisions[route.place] += 1
+        if route.place is Place.REJECT:
             raise self._refusal(route)
+        if route.place is Place.CLOUD:
+            raise Spilled(route)
         is_scored = origin.hits.is_told or not has_place
-        ticket = Ticket(origin, may_spill, asked.arrived_s, route, route, is_scored)
+        ticket = Ticket(origin, cloud, asked.arrived_s, route, route, is_scored)
         self._tickets[origin] = ticket
         self._review_later()
         return ticket
+
+    def spill_if_may(self, principal: Principal, cloud: Cloud, reason: Reason) -> None:
+        """This machine cannot answer, for this reason: raise Spilled if a cloud may."""
+        if _may_spill(principal, cloud):
+            self.decisions[Place.CLOUD] += 1
+            raise Spilled(Route(Place.CLOUD, reason, 0.0, 0.0))
 
     def end(self, ticket: Ticket, generations: Sequence[Generation], *, is_whole: bool) -> None:
         """The request is over; whether it was answered to the end. Anything else teaches nothing
@@ -174,10 +195,11 @@ class Admission:
             outlook.sequences_ahead,
             outlook.tokens_ahead,
             may_spill,
+            prefers_local=outlook.waiting.origin.principal.route is not RoutePolicy.ANY,
         )
-        return choose(facts, self._snapshot(), self.limits)
+        return choose(facts, self._snapshot(outlook.waiting.key_id), self.limits)
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self, key_id: str) -> Snapshot:
         rates = self._engine.rates
         return Snapshot(
             self._max_rows,
@@ -185,13 +207,15 @@ class Admission:
             fmean(self._row_times_s) if self._row_times_s else None,
             is_measured=rates.is_measured,
             is_trusted=self.scores.is_trusted,
-            is_spilling=self._hysteresis.is_spilling,
+            is_spilling=self._spilling_of(key_id).is_spilling,
         )
 
-    def _down(self, principal: Principal, effort: str) -> Ticket:
-        route = Route(Kind.CLOUD, Reason.ENGINE_DOWN, 0.0, 0.0)
-        self.decisions[route.kind] += 1
-        return Ticket(Origin(principal, effort), True, self._clock(), route, route, False)
+    def _spilling_of(self, key_id: str) -> Hysteresis:
+        hysteresis = self._spilling.pop(key_id, None) or Hysteresis(self.limits.ttft_objective_s)
+        self._spilling[key_id] = hysteresis
+        if len(self._spilling) > MAX_SPILLING:
+            self._spilling.popitem(last=False)
+        return hysteresis
 
     def _refusal(self, route: Route) -> Overloaded:
         retry_s = retry_after_s(route, self.limits, self._uniform(1.0, MAX_JITTER))
@@ -214,16 +238,29 @@ class Admission:
     # Those that wait.
 
     def review(self) -> None:
-        """Forecast all that wait again; whoever may still spill is told when it shall."""
-        for outlook in self._observer.outlooks(self._engine.rates, self._max_rows):
+        """Forecast all that wait again; those that may still spill, and shall, are told so."""
+        outlooks = self._observer.outlooks(self._engine.rates, self._max_rows)
+        latest_s: dict[str, float] = {}
+        for outlook in outlooks:
+            key_id, ttft_s = outlook.waiting.key_id, outlook.forecast.ttft_s
+            latest_s[key_id] = max(ttft_s, latest_s.get(key_id, 0.0))
+        for key_id, ttft_s in latest_s.items():
+            self._spilling_of(key_id).observe(ttft_s)
+        for outlook in outlooks:
             ticket = self._tickets.get(outlook.waiting.origin)
-            if ticket is None:
-                continue
-            route = self._choose(outlook, ticket.may_spill)
-            if route.kind is not Kind.REJECT:
-                ticket.route = route
-            if route.kind is Kind.CLOUD:
-                ticket.left.set()
+            if ticket is not None:
+                self._review(ticket, outlook)
+
+    def _review(self, ticket: Ticket, outlook: Outlook) -> None:
+        spill = ticket.spill
+        may_spill = spill is not None and _may_spill(ticket.origin.principal, ticket.cloud)
+        route = self._choose(outlook, may_spill)
+        if route.place is not Place.REJECT:
+            ticket.route = route
+        if route.place is Place.CLOUD and spill is not None:
+            ticket.spill = None
+            self.decisions[Place.CLOUD] += 1
+            spill(Spilled(route))
 
     def _review_later(self) -> None:
         if self._reviewing is None or self._reviewing.done():
@@ -236,6 +273,11 @@ class Admission:
         while self._engine.queue.sequences:
             self.review()
             await self._sleep(REVIEW_S)
+
+
+def _may_spill(principal: Principal, cloud: Cloud) -> bool:
+    """What a key or a request keeps here stays here, whatever else holds."""
+    return principal.route is not RoutePolicy.LOCAL_ONLY and cloud()
 
 
 def _end(task: asyncio.Task[None]) -> None:

@@ -18,17 +18,19 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from verger.errors import Overloaded
 from verger.gateway.prediction import Forecast
 from verger.messages import BATCH
 
 MIN_RETRY_S, MAX_RETRY_S = 1, 60
+RETRY_ELSEWHERE_S = 5
 ENTER_SAMPLES = 3
 """Spilling sets in when so many requests in a row would be later than the objective ..."""
 LEAVE_SHARE = 0.6
 """... and ends when one would be earlier than this part of it, so that routes do not flap."""
 
 
-class Kind(Enum):
+class Place(Enum):
     """What becomes of a request."""
 
     LOCAL = "local"
@@ -50,6 +52,8 @@ class Reason(Enum):
     QUEUE_TOO_LONG = "queue-too-long"
     """Too many requests, or prompt tokens, are ahead of it."""
     ENGINE_DOWN = "engine-down"
+    TOO_LONG_FOR_HERE = "too-long-for-here"
+    """Its prompt does not fit into this machine's context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ class Facts:
     may_spill: bool = False
     """Whether key, header, budget and privacy allow a cloud, and one is healthy that has what the
     request needs: its context, its features, and going on with a tool loop if it is in one."""
+    prefers_local: bool = True
+    """Otherwise it does not wait for spilling to set in: it goes as soon as it would be late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,7 @@ class Snapshot:
 class Route:
     """A decision."""
 
-    kind: Kind
+    place: Place
     reason: Reason
     ttft_s: float
     """When the first token is expected, from now."""
@@ -103,25 +109,38 @@ class Route:
     """What others cost it."""
 
 
+class Spilled(Overloaded):
+    """A cloud shall answer, as nothing has been said yet; raised to whoever can hand it over."""
+
+    def __init__(self, route: Route) -> None:
+        assert route.place is Place.CLOUD
+        super().__init__(
+            "This machine is busy, and no cloud took the request over. Try again in a few seconds.",
+            retry_after_s=RETRY_ELSEWHERE_S,
+        )
+        self.route = route
+
+
 def choose(facts: Facts, snapshot: Snapshot, limits: Limits) -> Route:
     """Where a request goes, or goes on waiting."""
     wait_s = _wait_s(facts, snapshot)
     ttft_s = wait_s + facts.forecast.prompt_s
 
-    def route(kind: Kind, reason: Reason) -> Route:
-        return Route(kind, reason, ttft_s, wait_s)
+    def route(place: Place, reason: Reason) -> Route:
+        return Route(place, reason, ttft_s, wait_s)
 
     if not snapshot.is_ready:
-        return route(Kind.CLOUD if facts.may_spill else Kind.REJECT, Reason.ENGINE_DOWN)
+        return route(Place.CLOUD if facts.may_spill else Place.REJECT, Reason.ENGINE_DOWN)
     if not snapshot.is_measured:
-        return route(Kind.LOCAL, Reason.UNMEASURED)
+        return route(Place.LOCAL, Reason.UNMEASURED)
     if ttft_s <= limits.ttft_objective_s:
-        return route(Kind.LOCAL, Reason.WITHIN_OBJECTIVE)
-    if facts.may_spill and snapshot.is_spilling and facts.priority != BATCH:
-        return route(Kind.CLOUD, Reason.SATURATED)
+        return route(Place.LOCAL, Reason.WITHIN_OBJECTIVE)
+    shall_spill = snapshot.is_spilling or not facts.prefers_local
+    if facts.may_spill and shall_spill and facts.priority != BATCH:
+        return route(Place.CLOUD, Reason.SATURATED)
     if (refusal := _refusal(facts, snapshot, limits, wait_s)) is None:
-        return route(Kind.QUEUE, Reason.WAITS)
-    return route(Kind.CLOUD if facts.may_spill else Kind.REJECT, refusal)
+        return route(Place.QUEUE, Reason.WAITS)
+    return route(Place.CLOUD if facts.may_spill else Place.REJECT, refusal)
 
 
 def retry_after_s(route: Route, limits: Limits, jitter: float) -> int:

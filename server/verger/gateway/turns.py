@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from verger.api.answer import Delta, Outcome, Piece, Usage, total_usage
 from verger.api.answer_reader import AnswerReader, Ending
 from verger.api.turn_request import TurnRequest
-from verger.errors import AnswerTooLong, ContextLengthExceeded, EngineUnavailable
+from verger.errors import AnswerTooLong, ContextLengthExceeded, EngineUnavailable, ReplyError
 from verger.formats.harmony import Prompt
 from verger.formats.harmony.events import Finish, Repair
 from verger.formats.specials import STOPS, Special
-from verger.gateway.admission import Ticket
+from verger.gateway.admission import Cloud, Ticket, nowhere
 from verger.gateway.edge import RequestRecord
 from verger.gateway.generation import Generation
 from verger.gateway.interleave import interleave
 from verger.gateway.ledger_store import LOCAL
 from verger.gateway.principal import Principal, Priority
+from verger.gateway.routing import Reason
 from verger.gateway.service import Service
 from verger.messages import (
     BATCH,
@@ -97,6 +98,10 @@ class Turn:
             f"The answer was not finished within {MAX_ANSWER_S / 3600:g} hours. Ask for less of it "
             "at a time, or limit it with max_tokens."
         )
+        self.fail(error)
+
+    def fail(self, error: ReplyError) -> None:
+        """Whoever waits for the rest gets this instead."""
         for generation in self.generations:
             generation.fail(error)
 
@@ -172,19 +177,29 @@ async def open_turn(
     request: TurnRequest,
     prompt: Prompt,
     record: RequestRecord,
+    cloud: Cloud = nowhere,
 ) -> AsyncIterator[Turn]:
     """Let the request in, wait for its turn and run; raises ContextLengthExceeded,
-    EngineUnavailable or Overloaded."""
-    submit = _submission(service, principal, request, prompt)
+    EngineUnavailable or Overloaded.
+
+    Where `cloud` would take it, and shall, Spilled instead: from here, or from `pieces` before the
+    first of them.
+    """
+    try:
+        submit = _submission(service, principal, request, prompt)
+    except ContextLengthExceeded:
+        service.admission.spill_if_may(principal, cloud, Reason.TOO_LONG_FOR_HERE)
+        raise
     record.prompt_tokens = len(prompt.ids)
     effort = request.conversation.effort.value
-    ticket = await service.admission.admit(submit, request.choices, principal, effort)
+    ticket = await service.admission.admit(submit, request.choices, principal, effort, cloud)
     turn = None
     try:
         asked = service.engine.generate_choices(submit, request.choices, ticket.origin)
         async with asked as generations:
             record.route = LOCAL
             turn = _turn(service, request, prompt, ticket, generations, record)
+            ticket.spill = turn.fail
             with _limited(turn):
                 yield turn
     finally:

@@ -8,7 +8,7 @@ from verger.api.status import Admission as AdmissionStatus
 from verger.api.status import GatewayFacts, KeyActivity, encode_status, status_of
 from verger.gateway.admission import Admission
 from verger.gateway.principal import Principal, principal_of
-from verger.gateway.routing import Kind
+from verger.gateway.routing import Place
 from verger.gateway.service import Service
 
 DRAINING = "draining"
@@ -68,9 +68,9 @@ def _admission(admission: Admission) -> AdmissionStatus:
         ttft_objective_s=admission.limits.ttft_objective_s,
         max_wait_s=admission.limits.max_wait_s,
         longest_wait_s=round(admission.longest_wait_s, 1),
-        answered_at_once=decisions[Kind.LOCAL],
-        queued=decisions[Kind.QUEUE],
-        refused=decisions[Kind.REJECT],
+        answered_at_once=decisions[Place.LOCAL],
+        queued=decisions[Place.QUEUE],
+        refused=decisions[Place.REJECT],
         scored=len(scores),
         median_error=_rounded(scores.median_error),
         wrong_decisions=_rounded(scores.wrong_share),
