@@ -299,6 +299,17 @@ async def test_one_that_waits_may_still_spill_and_does_so_once(office: Office) -
     assert office.admission.decisions[Place.CLOUD] == 1
 
 
+async def test_what_may_be_warm_waits_for_the_first_look_at_it(office: Office) -> None:
+    """A busy engine answers between two steps only: until then nobody is sent away."""
+    await office.measure()
+    await office.fill(PLACES)
+    office.answers = False
+    asking = [asyncio.create_task(office.admit(principal=ROAMER, cloud=anywhere)) for _ in range(9)]
+    await settle()
+    await asyncio.gather(*asking)
+    assert office.admission.decisions[Place.CLOUD] == 0
+
+
 async def test_a_cloud_that_can_no_longer_take_it_is_not_told_to(office: Office) -> None:
     """Its budget may be gone, or its breaker open, by the time."""
     await office.measure()

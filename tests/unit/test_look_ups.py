@@ -76,7 +76,7 @@ async def test_an_answer_in_time_is_waited_for() -> None:
 
 
 async def test_without_an_answer_nothing_counts_as_cached_until_it_comes() -> None:
-    assert LOOK_UP_WAIT_S == 0.05
+    assert LOOK_UP_WAIT_S == 0.04
     sent = Sent()
     look_ups = LookUps(sent.append)
     hits = look_ups.ask(submit(0, [1, 2, 3]))

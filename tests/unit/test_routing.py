@@ -1,5 +1,7 @@
 """Where requests go, case by case."""
 
+from dataclasses import replace
+
 import pytest
 
 from verger.gateway.prediction import Forecast
@@ -109,6 +111,13 @@ def test_whoever_does_not_prefer_this_machine_spills_as_soon_as_it_is_late(
 ) -> None:
     asked = facts(wait_s, priority=priority, may_spill=True, prefers_local=False)
     assert went(asked, engine(is_spilling=False)) == expected
+
+
+def test_as_long_as_it_may_be_warm_it_leaves_only_instead_of_a_refusal() -> None:
+    unknown = replace(facts(20.0, may_spill=True), is_certain=False)
+    assert went(unknown, engine(is_spilling=True)) == (Place.QUEUE, Reason.WAITS)
+    unknown = replace(facts(200.0, may_spill=True), is_certain=False)
+    assert went(unknown, engine(is_spilling=True)) == (Place.CLOUD, Reason.WAIT_TOO_LONG)
 
 
 def test_a_warm_conversation_stays_here_while_a_cold_one_spills() -> None:

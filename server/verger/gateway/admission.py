@@ -130,8 +130,10 @@ class Admission:
             await origin.hits.wait()
         asked = newcomer(submit, choices, origin, self._clock())
         outlook = self._outlook(asked)
-        self._spilling_of(principal.key_id).observe(outlook.forecast.ttft_s)
-        route = self._choose(outlook, may_spill=_may_spill(principal, cloud))
+        if origin.hits.is_told:
+            self._spilling_of(principal.key_id).observe(outlook.forecast.ttft_s)
+        may_spill = _may_spill(principal, cloud)
+        route = self._choose(outlook, may_spill, is_certain=origin.hits.is_told)
         self.decisions[route.place] += 1
         if route.place is Place.REJECT:
             raise self._refusal(route)
@@ -188,7 +190,7 @@ class Admission:
         outlooks = self._observer.outlooks(self._engine.rates, self._max_rows, asked)
         return next(outlook for outlook in outlooks if outlook.waiting is asked)
 
-    def _choose(self, outlook: Outlook, may_spill: bool) -> Route:
+    def _choose(self, outlook: Outlook, may_spill: bool, *, is_certain: bool) -> Route:
         facts = Facts(
             outlook.waiting.submit.priority,
             outlook.forecast,
@@ -196,6 +198,7 @@ class Admission:
             outlook.tokens_ahead,
             may_spill,
             prefers_local=outlook.waiting.origin.principal.route is not RoutePolicy.ANY,
+            is_certain=is_certain,
         )
         return choose(facts, self._snapshot(outlook.waiting.key_id), self.limits)
 
@@ -254,7 +257,8 @@ class Admission:
     def _review(self, ticket: Ticket, outlook: Outlook) -> None:
         spill = ticket.spill
         may_spill = spill is not None and _may_spill(ticket.origin.principal, ticket.cloud)
-        route = self._choose(outlook, may_spill)
+        # By now the engine has told, or it will not soon.
+        route = self._choose(outlook, may_spill, is_certain=True)
         if route.place is not Place.REJECT:
             ticket.route = route
         if route.place is Place.CLOUD and spill is not None:

@@ -79,6 +79,8 @@ class Facts:
     request needs: its context, its features, and going on with a tool loop if it is in one."""
     prefers_local: bool = True
     """Otherwise it does not wait for spilling to set in: it goes as soon as it would be late."""
+    is_certain: bool = True
+    """Whether it is known what is cached of it: it does not leave a warm cache unknowingly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,8 @@ def choose(facts: Facts, snapshot: Snapshot, limits: Limits) -> Route:
     if ttft_s <= limits.ttft_objective_s:
         return route(Place.LOCAL, Reason.WITHIN_OBJECTIVE)
     shall_spill = snapshot.is_spilling or not facts.prefers_local
-    if facts.may_spill and shall_spill and facts.priority != BATCH:
+    may_leave = facts.may_spill and facts.is_certain and facts.priority != BATCH
+    if may_leave and shall_spill:
         return route(Place.CLOUD, Reason.SATURATED)
     if (refusal := _refusal(facts, snapshot, limits, wait_s)) is None:
         return route(Place.QUEUE, Reason.WAITS)
