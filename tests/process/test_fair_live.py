@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.process]
 
 WAIT_S = 60.0
 MAX_ROWS = 4
-GREEDY_REQUESTS = 40
+GREEDY_REQUESTS = 100
 FINAL = "<|channel|>final<|message|>"
 BRIEF = "I am brief."
 BRIEF_STEPS = len("c final m") + len(BRIEF) + 1
@@ -129,7 +129,7 @@ async def test_a_modest_key_hardly_feels_a_greedy_one(office: Office) -> None:
         for number in range(GREEDY_REQUESTS):
             tasks.create_task(office.ask("greedy", f"greedy {number}"))
         await office.until(lambda: office.greedy_words() >= 10)
-        assert await office.queued() >= GREEDY_REQUESTS - MAX_ROWS
+        assert await office.queued() > GREEDY_REQUESTS // 2
         for number in range(3):
             before = office.greedy_words()
             await tasks.create_task(office.ask("modest", f"modest {number}"))

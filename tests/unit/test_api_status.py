@@ -24,6 +24,7 @@ ADMISSION = Admission(
     longest_wait_s=3.5,
     answered_at_once=30,
     queued=31,
+    spilled=33,
     refused=32,
     scored=33,
     median_error=0.08,

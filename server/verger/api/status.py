@@ -89,7 +89,7 @@ class Admission(Struct, frozen=True, kw_only=True):
     the last `scored` of them, `median_error` is relative, and `wrong_decisions` the part that stood
     on the wrong side of `ttft_objective_s`; null when there were none.
 
-    `answered_at_once`, `queued` and `refused` count decisions since the start."""
+    `answered_at_once`, `queued`, `spilled` and `refused` count decisions since the start."""
 
     rule: str
     ttft_objective_s: float
@@ -97,6 +97,7 @@ class Admission(Struct, frozen=True, kw_only=True):
     longest_wait_s: float
     answered_at_once: int
     queued: int
+    spilled: int
     refused: int
     scored: int
     median_error: float | None

@@ -70,6 +70,7 @@ def _admission(admission: Admission) -> AdmissionStatus:
         longest_wait_s=round(admission.longest_wait_s, 1),
         answered_at_once=decisions[Place.LOCAL],
         queued=decisions[Place.QUEUE],
+        spilled=decisions[Place.CLOUD],
         refused=decisions[Place.REJECT],
         scored=len(scores),
         median_error=_rounded(scores.median_error),
