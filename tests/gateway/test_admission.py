@@ -17,7 +17,7 @@ from verger.gateway.hits import LOOK_UP_WAIT_S
 from verger.gateway.prediction import MIN_SCORES
 from verger.gateway.principal import ANONYMOUS, Principal, RoutePolicy
 from verger.gateway.routing import ENTER_SAMPLES, Limits, Place, Reason, Spilled
-from verger.gateway.submit_queue import LOOK_AHEAD_ROWS, Origin
+from verger.gateway.submit_queue import LOOK_AHEAD_ROWS, MAX_QUEUED, Origin
 from verger.messages import (
     Finished,
     FinishReason,
@@ -334,6 +334,14 @@ async def test_of_more_keys_than_that_the_one_used_least_lately_is_forgotten(
         office.admission._spilling_of(f"key {number}")
     assert len(office.admission._spilling) == MAX_SPILLING
     assert "key 0" not in office.admission._spilling
+
+
+async def test_when_no_more_may_wait_only_what_may_spill_goes_anywhere(office: Office) -> None:
+    await office.fill(PLACES + MAX_QUEUED - 1)
+    assert await spilled(office) is None
+    await office.fill(1)
+    assert await spilled(office) is Reason.QUEUE_TOO_LONG
+    assert await spilled(office, caller("home")) is None, "the queue itself refuses it"
 
 
 async def test_without_an_engine_only_what_may_spill_goes_anywhere(office: Office) -> None:

@@ -67,12 +67,12 @@ async def test_a_turn_that_waits_ends_with_spilled_and_gives_up_its_place(
         assert service.engine.queued == 1
         for _ in range(ENTER_SAMPLES):
             service.admission.review()
+        assert service.engine.queued == 0, "it cannot get its turn any more"
         with pytest.raises(Spilled) as spilled:
             await first_piece(turn)
 
     assert spilled.value.route.place is Place.CLOUD
     assert spilled.value.route.reason is Reason.SATURATED
-    assert service.engine.queued == 0
 
 
 async def test_a_turn_that_must_stay_waits_on(busy: tuple[Gateway, PlayedEngine]) -> None:

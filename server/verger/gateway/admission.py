@@ -121,8 +121,10 @@ class Admission:
         """
         if self._engine.state is not EngineState.READY:
             self.spill_if_may(principal, cloud, Reason.ENGINE_DOWN)
-        origin = Origin(principal, effort, self._engine.look_up(submit))
         queue, max_rows = self._engine.queue, self._max_rows
+        if not queue.has_place(choices):
+            self.spill_if_may(principal, cloud, Reason.QUEUE_TOO_LONG)
+        origin = Origin(principal, effort, self._engine.look_up(submit))
         is_busy = queue.given > 0
         has_place = not queue.sequences and queue.given + choices < max_rows
         if not (is_busy and has_place):

@@ -209,6 +209,13 @@ class EngineClient:
             raise self._unavailable()
         return self._look_ups.ask(submit)
 
+    def give_up(self, choices: Choices, error: ReplyError) -> None:
+        """Take out a request that waits for its turn; whoever iterates gets the error, at once."""
+        was_waiting = self.queue.remove(choices)
+        assert was_waiting
+        for generation in choices:
+            generation.fail(error)
+
     def cancel(self, request_id: int) -> None:
         """Let the engine stop a request, if it still works on it; nothing more will come of it."""
         if self._take_out(request_id) is not None:

@@ -120,9 +120,13 @@ class SubmitQueue:
         """How many the engine has, not counting what it does in the background."""
         return self._rows.total()
 
+    def has_place(self, choices: int) -> bool:
+        """Whether so many more may wait."""
+        return self.sequences + choices <= self._max_queued
+
     def push(self, choices: Choices, origin: Origin, now_s: float) -> bool:
         """Queue a request; False if there is no room for it."""
-        if self.sequences + len(choices) > self._max_queued:
+        if not self.has_place(len(choices)):
             return False
         waiting = Waiting(choices, origin, now_s)
         self._waiting[waiting.request_id] = waiting

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from verger.api.answer import Delta, Outcome, Piece, Usage, total_usage
 from verger.api.answer_reader import AnswerReader, Ending
 from verger.api.turn_request import TurnRequest
-from verger.errors import AnswerTooLong, ContextLengthExceeded, EngineUnavailable, ReplyError
+from verger.errors import AnswerTooLong, ContextLengthExceeded, EngineUnavailable
 from verger.formats.harmony import Prompt
 from verger.formats.harmony.events import Finish, Repair
 from verger.formats.specials import STOPS, Special
@@ -98,10 +99,6 @@ class Turn:
             f"The answer was not finished within {MAX_ANSWER_S / 3600:g} hours. Ask for less of it "
             "at a time, or limit it with max_tokens."
         )
-        self.fail(error)
-
-    def fail(self, error: ReplyError) -> None:
-        """Whoever waits for the rest gets this instead."""
         for generation in self.generations:
             generation.fail(error)
 
@@ -199,7 +196,7 @@ async def open_turn(
         async with asked as generations:
             record.route = LOCAL
             turn = _turn(service, request, prompt, ticket, generations, record)
-            ticket.spill = turn.fail
+            ticket.spill = partial(service.engine.give_up, generations)
             with _limited(turn):
                 yield turn
     finally:
