@@ -84,6 +84,9 @@ async def test_a_named_model_is_served_by_its_provider(cloud: Served) -> None:
         "prompt_tokens_details": {"cached_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": 0},
         "cost_usd": USAGE["cost"],
+        "served_by": "cloud:first",
+        "reason": "named-model",
+        "queue_ms": body["usage"]["queue_ms"],
     }
     assert response.headers["x-verger-served-by"] == "cloud:first"
     assert response.headers["x-verger-reason"] == "named-model"
@@ -96,7 +99,7 @@ async def test_the_last_chunk_of_a_stream_says_who_served_it(cloud: Served) -> N
     assert headers["x-verger-served-by"] == "cloud:first"
     assert {chunk["model"] for chunk in chunks} == {"first/correct"}
     assert chunks[-1]["usage"]["served_by"] == "cloud:first"
-    assert chunks[-1]["verger"]["reason"] == "named-model"
+    assert chunks[-1]["usage"]["reason"] == "named-model"
     assert chunks[-1]["usage"]["cost_usd"] == USAGE["cost"]
     assert chunks[-1]["usage"]["completion_tokens"] == len(ANSWER)
 
@@ -299,7 +302,7 @@ async def test_the_last_chunk_of_a_local_stream_says_so_too(tmp_path: Path) -> N
         await engine.answer("<|start|>assistant<|channel|>final<|message|>hi<|return|>")
         _, chunks = await asking
     assert chunks[-1]["usage"]["served_by"] == "local"
-    assert chunks[-1]["verger"]["reason"] == "only-route"
+    assert chunks[-1]["usage"]["reason"] == "unmeasured"
     assert "cost_usd" not in chunks[-1]["usage"]
 
 

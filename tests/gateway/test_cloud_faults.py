@@ -111,7 +111,7 @@ async def _streamed(response: httpx.Response) -> str:
         return f"{events[-1]['error']['code']}, cut off"
     assert not is_cut_off
     assert _content(events) == TEXT
-    return f"answered by {events[-1]['verger']['served_by'].removeprefix('cloud:')}"
+    return f"answered by {events[-1]['usage']['served_by'].removeprefix('cloud:')}"
 
 
 def _content(events: list[Any]) -> str:

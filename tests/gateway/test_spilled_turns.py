@@ -63,7 +63,8 @@ async def test_a_turn_that_waits_ends_with_spilled_and_gives_up_its_place(
     service = gateway.service
     async with AsyncExitStack() as stack:
         turn = await opened(stack, gateway, ROAMER)
-        assert (turn.served.served_by, turn.served.reason) == ("local", "waits")
+        turn.note_served()
+        assert (turn.record.served_by, turn.record.reason) == ("local", "waits")
         assert service.engine.queued == 1
         for _ in range(ENTER_SAMPLES):
             service.admission.review()
@@ -82,7 +83,8 @@ async def test_a_turn_that_must_stay_waits_on(busy: tuple[Gateway, PlayedEngine]
         for _ in range(2 * ENTER_SAMPLES):
             gateway.service.admission.review()
         assert gateway.service.engine.queued == 1
-        assert turn.served.reason == "waits"
+        turn.note_served()
+        assert turn.record.reason == "waits"
 
 
 async def test_once_spilling_has_set_in_a_turn_is_not_even_opened(

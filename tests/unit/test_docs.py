@@ -36,6 +36,7 @@ from verger.gateway.endpoints.chat import HEAD_START_S
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.fairness import WEIGHTS
 from verger.gateway.keys import MAX_KEYS
+from verger.gateway.named import NAMED_MODEL
 from verger.gateway.providers import ANY_PROVIDER, load_kinds
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
@@ -193,8 +194,8 @@ def test_the_bounds_of_the_queue_are_those_of_the_code() -> None:
 
 def test_every_reason_for_a_route_stands_in_the_readme() -> None:
     what = {name: text for head, text in rows_of("response header") for name in quoted(head)}
-    of_answers = {routing.Reason.WITHIN_OBJECTIVE, routing.Reason.UNMEASURED, routing.Reason.WAITS}
-    assert set(quoted(what["x-verger-reason"])) == {reason.value for reason in of_answers}
+    reasons = {reason.value for reason in routing.Reason}
+    assert set(quoted(what["x-verger-reason"])) == reasons | {NAMED_MODEL}
 
 
 def test_what_is_advertised_is_what_the_readme_says() -> None:

@@ -16,6 +16,7 @@ from verger.config import (
     SERVED_MODEL,
     Config,
     ServerConfig,
+    SpillConfig,
     is_loopback,
     load_config,
     reloaded,
@@ -26,6 +27,7 @@ from verger.gateway.keys import count_keys, has_ever_had_keys
 from verger.messages import Sampling
 
 if TYPE_CHECKING:
+    from verger.costs.prices import Snapshot
     from verger.gateway.fresh_settings import FreshSettings
     from verger.gateway.settings import ServerSettings, TlsFiles
 
@@ -127,6 +129,7 @@ def settings_for(
             config.providers, load_kinds(paths.providers_dir()), paths.home(), prices
         ),
         can_spill=config.spill.enabled,
+        min_intelligence=_scored(config.spill, prices),
         cloud_budget_usd=config.spill.monthly_budget_usd,
         host=config.server.host,
         port=config.server.port,
@@ -152,6 +155,17 @@ def settings_for(
         limits=Limits(config.spill.ttft_objective_s, config.spill.max_wait_s),
         fake_script=fake,
     )
+
+
+def _scored(spill: SpillConfig, prices: "Snapshot") -> str:
+    """The floor that a provider's model has to reach; without a score nothing could."""
+    minimum = spill.min_intelligence
+    if spill.enabled and prices.index(minimum) is None:
+        raise ConfigError(
+            f"spill.min_intelligence = {minimum!r} has no score in any index; name one of the "
+            "models that `verger providers rank` lists"
+        )
+    return minimum
 
 
 def _tls_files(server: ServerConfig) -> "TlsFiles | None":

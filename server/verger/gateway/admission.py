@@ -120,7 +120,9 @@ class Admission:
         Raises Spilled if a cloud shall answer, else Overloaded or EngineUnavailable.
         """
         if self._engine.state is not EngineState.READY:
-            self.spill_if_may(principal, cloud, Reason.ENGINE_DOWN)
+            is_loading = self._engine.state is EngineState.STARTING
+            reason = Reason.ENGINE_LOADING if is_loading else Reason.ENGINE_DOWN
+            self.spill_if_may(principal, cloud, reason)
         queue, max_rows = self._engine.queue, self._max_rows
         if not queue.has_place(choices):
             self.spill_if_may(principal, cloud, Reason.QUEUE_TOO_LONG)

@@ -150,8 +150,8 @@ class Cloud:
             )
         return fitting
 
-    def spill_targets(self, model: str, turn: TurnRequest) -> tuple[Target, ...]:
-        """Who could take over a request for a local model, unasked for; nobody is no error.
+    def spill_targets(self, turn: TurnRequest) -> tuple[Target, ...]:
+        """Who could take over a request for the served model, unasked for; nobody is no error.
 
         Not who cannot go on with a tool loop that was begun here, nor who answers only when warm.
         """
@@ -159,11 +159,11 @@ class Cloud:
         return tuple(
             Target(provider, model)
             for provider in self.providers
-            if model in provider.models
-            and self.is_available(provider)
+            if self.is_available(provider)
             and provider.kind.answers_cold
             and (provider.kind.joins_tool_loops or not is_looping)
             and not unsupported(provider.kind, turn)
+            for model in provider.models
         )
 
     def pieces(

@@ -2,7 +2,7 @@
 
 Opened by endpoints, as `turns.Turn` is, for whatever reason a request goes to the cloud:
 
-    targets = service.cloud.spill_targets(model, request.turn)     or cloud.fitting(cloud.named(…))
+    targets = spill_targets(service, request.turn)     or cloud.fitting(cloud.named(…))
     turn = cloud_turn(service, principal, targets, request.turn, len(prompt.ids), record)
     async for choice, piece in turn.pieces(): …
 

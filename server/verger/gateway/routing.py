@@ -52,6 +52,7 @@ class Reason(Enum):
     QUEUE_TOO_LONG = "queue-too-long"
     """Too many requests, or prompt tokens, are ahead of it."""
     ENGINE_DOWN = "engine-down"
+    ENGINE_LOADING = "engine-loading"
     TOO_LONG_FOR_HERE = "too-long-for-here"
     """Its prompt does not fit into this machine's context."""
 

@@ -83,6 +83,8 @@ class ServerSettings:
     """When a first token is late, and how long a request may wait for others."""
     can_spill: bool = False
     """Requests for the served model may go to a provider when it cannot answer."""
+    min_intelligence: str = "gpt-oss-20b"
+    """A model: whoever takes over a request must be as intelligent."""
     cloud_budget_usd: float = 0.0
     """For all providers and keys together, in a calendar month (UTC)."""
     fake_script: Path | None = None

@@ -53,6 +53,8 @@ class Turn:
     monotonic_s: Callable[[], float]
     cancel: Callable[[int], None]
     """Ends a generation, by its request id, if it still runs."""
+    has_left: bool = False
+    """Whether the request has gone elsewhere, before its first delta."""
     sampled_ids: list[int] = field(default_factory=list)
     """All of the answer, Harmony's own tokens included, where there is only one."""
     _content: list[str] = field(default_factory=list)
@@ -70,7 +72,10 @@ class Turn:
         return len(self._outcomes) == self.choices
 
     def note_served(self) -> None:
-        """Record who answers and why, and how long it has waited, or did, until its turn came."""
+        """Record who answers and why, and how long it has waited, or did, until its turn came;
+        once it has left, that is for others to say."""
+        if self.has_left:
+            return
         given_s = self.generations[0].given_s
         waited_s = (self.monotonic_s() if given_s is None else given_s) - self.record.arrived_s
         self.record.served_by = LOCAL
