@@ -5,8 +5,6 @@ are checked (model_folder.py does that).
 """
 
 import os
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from verger.errors import ConfigError, ModelFolderError
+from verger.memory_fit import MachineMemory, Need, smallest_mac_gib
 from verger.model_folder import ModelFolder, check_model_folder
 
 EMBEDDED_ID = "nano"
@@ -38,8 +37,8 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     id: str
     description: str
     weight_bytes: int
-    min_memory_bytes: int
-    """The smallest machine's unified memory: weights, a useful KV cache and the system."""
+    step_bytes: int
+    """What the engine keeps free to compute in, as engine/device/memory.py counts it."""
     context_tokens: int
     kv_bytes_per_token: int
     """The full-attention layers' growth, at two bytes a value."""
@@ -50,9 +49,16 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     revision: str = "main"
     sampling: SamplingDefaults = SamplingDefaults()
 
-    def fits(self, memory_bytes: int) -> bool:
+    @property
+    def need(self) -> Need:
+        """The memory that it takes to be of use."""
+        return Need.of(
+            self.weight_bytes, self.kv_bytes_per_token, self.snapshot_bytes, self.step_bytes
+        )
+
+    def fits(self, memory: MachineMemory) -> bool:
         """Whether a machine with that much memory can serve the model."""
-        return self.min_memory_bytes <= memory_bytes
+        return self.need.fits(memory)
 
 
 Catalogue = Mapping[str, Model]
@@ -68,6 +74,10 @@ class ModelPlaces:
     def folder(self, model: Model) -> Path:
         """The folder that holds, or would hold, the model."""
         return self.nano_dir if model.id == EMBEDDED_ID else self.models_dir / model.id
+
+    def partial_folder(self, model: Model) -> Path:
+        """Where a download collects the files until all are there."""
+        return self.models_dir / f"{model.id}.partial"
 
     def is_complete(self, model: Model) -> bool:
         """Whether all of the model is there; false while a download is on its way."""
@@ -107,7 +117,7 @@ def resolve_model(
     catalogue: Catalogue,
     places: ModelPlaces,
     *,
-    memory_bytes: int,
+    memory: MachineMemory,
     is_loopback: bool,
 ) -> ModelChoice:
     """Turn what --model says, a catalogue id, a folder or `auto`, into one checked folder.
@@ -115,9 +125,11 @@ def resolve_model(
     Raises ModelFolderError, whose text says how to get a model, when there is none to serve.
     """
     if requested == AUTO:
-        return _largest_present(catalogue, places, memory_bytes, is_loopback)
+        return _largest_present(catalogue, places, memory, is_loopback)
     if requested in catalogue:
-        return _catalogued(catalogue[requested], places, memory_bytes)
+        model = catalogue[requested]
+        require_fit(model, catalogue, memory)
+        return _catalogued(model, places)
     folder = Path(requested).expanduser()
     if os.sep in requested or folder.is_dir():
         folder = folder.resolve()
@@ -128,15 +140,23 @@ def resolve_model(
     )
 
 
-def download_command(model: Model, places: ModelPlaces) -> str:
-    """The shell command that fetches the weights to where they are looked for.
+def require_fit(model: Model, catalogue: Catalogue, memory: MachineMemory) -> None:
+    """Raises ModelFolderError, with the numbers and what would fit, unless the model fits."""
+    if model.fits(memory):
+        return
+    shortage = model.need.shortage(model.id, memory)
+    raise ModelFolderError(f"{shortage}. {_alternative(catalogue, memory)}")
 
-    `hf` comes with the engine extra, beside the running interpreter.
-    """
-    beside = Path(sys.executable).with_name("hf")
-    hf = str(beside) if beside.exists() else "hf"
-    source = [str(model.repository), "--revision", model.revision]
-    return shlex.join([hf, "download", *source, "--local-dir", str(places.folder(model))])
+
+def needed_machine(model: Model) -> str:
+    """The smallest Mac for a model, in words."""
+    size_gib = smallest_mac_gib(model.need)
+    return "a larger machine" if size_gib is None else f"a Mac with {size_gib} GB"
+
+
+def pull_command(model: Model) -> str:
+    """The shell command that fetches the weights to where they are looked for."""
+    return f"verger pull {model.id}"
 
 
 def _load(path: Path) -> Model:
@@ -149,43 +169,49 @@ def _load(path: Path) -> Model:
     return model
 
 
-def _catalogued(model: Model, places: ModelPlaces, memory_bytes: int) -> ModelChoice:
-    if not model.fits(memory_bytes):
-        raise ModelFolderError(
-            f"{model.id} needs a machine with {model.min_memory_bytes / GB:.0f} GB of memory, "
-            f"this one has {memory_bytes / GB:.1f} GB"
-        )
+def _catalogued(model: Model, places: ModelPlaces) -> ModelChoice:
     folder = places.folder(model)
     if model.repository and not folder.exists():
         raise ModelFolderError(
             f"{model.id} is not in {folder}; to get it ({model.weight_bytes / GB:.1f} GB): "
-            f"{download_command(model, places)}"
+            f"{pull_command(model)}"
         )
     return ModelChoice(id=model.id, folder=check_model_folder(folder), model=model)
 
 
 def _largest_present(
-    catalogue: Catalogue, places: ModelPlaces, memory_bytes: int, is_loopback: bool
+    catalogue: Catalogue, places: ModelPlaces, memory: MachineMemory, is_loopback: bool
 ) -> ModelChoice:
     """The largest complete model that fits, else the embedded one with a notice saying so."""
-    real = [model for model in catalogue.values() if model.repository]
-    fitting = [model for model in real if model.fits(memory_bytes)]
-    for model in sorted(fitting, key=lambda model: model.weight_bytes, reverse=True):
+    fitting = _fitting(catalogue, memory)
+    for model in fitting:
         if places.is_complete(model):
-            return _catalogued(model, places, memory_bytes)
-    advice = _advice(fitting, places)
+            return _catalogued(model, places)
+    advice = _advice(fitting)
     if not is_loopback:
         raise ModelFolderError(
             f"no complete model is in {places.models_dir}, and the embedded test model is served "
             f"on loopback only. {advice}"
         )
-    choice = _catalogued(catalogue[EMBEDDED_ID], places, memory_bytes)
+    choice = _catalogued(catalogue[EMBEDDED_ID], places)
     notice = f"no model is present: this is {EMBEDDED_ID}, the embedded test model. {advice}"
     return replace(choice, notice=notice)
 
 
-def _advice(fitting: list[Model], places: ModelPlaces) -> str:
+def _fitting(catalogue: Catalogue, memory: MachineMemory) -> list[Model]:
+    """The real models that the machine can serve, largest first."""
+    models = [model for model in catalogue.values() if model.repository and model.fits(memory)]
+    return sorted(models, key=lambda model: model.weight_bytes, reverse=True)
+
+
+def _advice(fitting: list[Model]) -> str:
     if not fitting:
         return "This machine has too little memory for a real one."
-    best = max(fitting, key=lambda model: model.weight_bytes)
-    return f"To get a real one: {download_command(best, places)}"
+    return f"To get a real one: {pull_command(fitting[0])}"
+
+
+def _alternative(catalogue: Catalogue, memory: MachineMemory) -> str:
+    fitting = _fitting(catalogue, memory)
+    if not fitting:
+        return "No model of the catalogue fits but the embedded test model."
+    return f"The largest that fits is {fitting[0].id}: {pull_command(fitting[0])}"

@@ -1,5 +1,6 @@
 """How much is left for KV: the formula for a step's peak, held against what MLX measures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,9 +10,13 @@ from mlx_lm.models.gpt_oss import Model, ModelArgs
 from scripts.real_size import ROPE
 from tests.mlx.direct import Direct, settled_bytes
 from tests.mlx.harness import random_gpt_oss, runner_of
+from verger import paths
+from verger.catalogue import load_catalogue
 from verger.engine.device import memory
 from verger.engine.device.model import GptOss, describe
 from verger.engine.steps import Plan, Prefill
+from verger.errors import ModelFolderError
+from verger.memory_fit import ROWS
 
 pytestmark = pytest.mark.mlx
 
@@ -103,3 +108,42 @@ def test_a_runner_says_what_kv_costs_before_it_holds_any() -> None:
     assert runner.kv.window == 128
     assert runner.memory().kv_bytes == runner.kv.ring_bytes == 4 * 128 * 2 * per_layer
     assert runner.free_bytes > 0
+
+
+def test_what_a_step_needs_is_what_the_catalogue_says_of_the_real_models() -> None:
+    """Its figures decide what fits before there is a model to ask; layers do not count in them."""
+    args = ModelArgs(num_hidden_layers=2, rope_scaling=ROPE)
+    model = describe(Model(args), context_tokens=8192)
+    assert (model.query_heads, model.vocabulary_size, args.hidden_size) == (64, 201_088, 2880)
+    bf16 = replace(model, dtype=mx.bfloat16)
+    catalogue = load_catalogue(paths.catalogue_dir())
+    for name in ("gpt-oss-20b", "gpt-oss-120b"):
+        need = catalogue[name].step_bytes
+        assert 0 <= need - memory.step_bytes(bf16, ROWS) < 10_000_000
+
+
+@pytest.mark.parametrize("spare_bytes", [0, -1])
+def test_weights_beyond_what_metal_recommends_are_not_loaded(
+    spare_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model-1.safetensors").write_bytes(bytes(600))
+    (tmp_path / "model-2.safetensors").write_bytes(bytes(400))
+    working_set = {"max_recommended_working_set_size": 1000 + spare_bytes}
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda: working_set)
+    if spare_bytes == 0:
+        memory.require_room(tmp_path)
+        return
+    with pytest.raises(ModelFolderError, match="does not fit this machine: it needs"):
+        memory.require_room(tmp_path)
+
+
+def test_without_metal_weights_may_take_what_is_available(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(1025))
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable: 1 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    with pytest.raises(ModelFolderError, match="Serve a smaller model"):
+        memory.require_room(tmp_path)

@@ -9,13 +9,14 @@ from verger.catalogue import (
     Catalogue,
     ModelChoice,
     ModelPlaces,
-    download_command,
     load_catalogue,
+    pull_command,
     resolve_model,
 )
 from verger.errors import ConfigError, ModelFolderError
+from verger.memory_fit import MachineMemory
 
-GB = 1_000_000_000
+GIB = 1 << 30
 
 
 @pytest.fixture
@@ -38,7 +39,11 @@ def resolve(
     is_loopback: bool = True,
 ) -> ModelChoice:
     return resolve_model(
-        requested, catalogue, places, memory_bytes=memory_gb * GB, is_loopback=is_loopback
+        requested,
+        catalogue,
+        places,
+        memory=MachineMemory.of(memory_gb * GIB),
+        is_loopback=is_loopback,
     )
 
 
@@ -65,19 +70,6 @@ def test_nano_in_the_catalogue_agrees_with_its_folder(catalogue: Catalogue) -> N
     weights = paths.nano_dir().glob("*.safetensors")
     assert nano.weight_bytes == sum(file.stat().st_size for file in weights)
     assert nano.context_tokens <= config["max_position_embeddings"]
-
-
-@pytest.mark.parametrize(
-    ("name", "memory_gb", "fits"),
-    [
-        ("gpt-oss-20b", 23, False),
-        ("gpt-oss-20b", 24, True),
-        ("gpt-oss-120b", 95, False),
-        ("gpt-oss-120b", 96, True),
-    ],
-)
-def test_minimum_memory(name: str, memory_gb: int, fits: bool, catalogue: Catalogue) -> None:
-    assert catalogue[name].fits(memory_gb * GB) is fits
 
 
 @pytest.mark.parametrize(
@@ -121,16 +113,26 @@ def test_an_absent_model_is_refused_with_the_command_that_gets_it(
 ) -> None:
     with pytest.raises(ModelFolderError) as raised:
         resolve("gpt-oss-20b", catalogue, places)
-    assert download_command(catalogue["gpt-oss-20b"], places) in str(raised.value)
+    assert "verger pull gpt-oss-20b" in str(raised.value)
     assert "12.1 GB" in str(raised.value)
 
 
-def test_a_model_too_large_for_the_machine_is_refused_with_the_numbers(
+def test_a_model_too_large_is_refused_with_the_numbers_and_what_fits(
     catalogue: Catalogue, places: ModelPlaces
 ) -> None:
     write_model_folder(places.models_dir / "gpt-oss-120b")
-    with pytest.raises(ModelFolderError, match=r"needs a machine with 96 GB .* has 64\.0 GB"):
+    with pytest.raises(ModelFolderError) as raised:
         resolve("gpt-oss-120b", catalogue, places, memory_gb=64)
+    assert str(raised.value) == (
+        "gpt-oss-120b does not fit this machine: it needs 63.5 GiB (59.1 GiB of weights, 1.2 GiB "
+        "of KV for 32,768 tokens, 3.3 GiB to compute in), and may take 48.0 GiB of the 64.0 GiB "
+        "that there are. The largest that fits is gpt-oss-20b: verger pull gpt-oss-20b"
+    )
+
+
+def test_a_machine_for_nothing_is_told_so(catalogue: Catalogue, places: ModelPlaces) -> None:
+    with pytest.raises(ModelFolderError, match="No model of the catalogue fits but the embedded"):
+        resolve("gpt-oss-20b", catalogue, places, memory_gb=16)
 
 
 def test_a_folder_is_served_under_its_own_name(
@@ -172,7 +174,7 @@ def test_auto_falls_back_to_the_embedded_model_and_says_so(
     assert (choice.id, choice.folder.path) == ("nano", places.nano_dir)
     assert choice.notice is not None
     assert "the embedded test model" in choice.notice
-    assert download_command(catalogue["gpt-oss-20b"], places) in choice.notice
+    assert "verger pull gpt-oss-20b" in choice.notice
 
 
 def test_auto_says_when_no_real_model_would_fit(catalogue: Catalogue, places: ModelPlaces) -> None:
@@ -189,8 +191,5 @@ def test_the_embedded_model_is_not_offered_to_the_network_by_default(
     assert resolve("nano", catalogue, places, is_loopback=False).id == "nano"
 
 
-def test_the_download_command_survives_a_space(catalogue: Catalogue, tmp_path: Path) -> None:
-    places = ModelPlaces(models_dir=tmp_path / "a b", nano_dir=tmp_path)
-    command = download_command(catalogue["gpt-oss-20b"], places)
-    assert command.endswith(f"--local-dir '{tmp_path / 'a b' / 'gpt-oss-20b'}'")
-    assert "mlx-community/gpt-oss-20b-MXFP4-Q8 --revision main" in command
+def test_the_command_that_gets_a_model(catalogue: Catalogue) -> None:
+    assert pull_command(catalogue["gpt-oss-20b"]) == "verger pull gpt-oss-20b"

@@ -12,8 +12,9 @@ from tests.command_line import Outcome, Verger
 from tests.model_folders import write_model_folder
 from verger import __version__, paths
 from verger.catalogue import ModelPlaces, load_catalogue, resolve_model
-from verger.cli import serve
+from verger.cli import models, serve
 from verger.config import is_loopback, load_config
+from verger.memory_fit import MachineMemory
 from verger.model_folder import HARMONY_TOKENS
 
 
@@ -51,15 +52,34 @@ def test_config_as_json_carries_its_schema_version(verger: Verger) -> None:
     assert body["settings"]["engine.model"] == {"value": "auto", "origin": "default"}
 
 
-def test_models_says_what_is_present_and_what_to_do(verger: Verger, verger_home: Path) -> None:
+def test_models_says_what_is_present_and_what_to_do(
+    verger: Verger, verger_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "machine_memory", lambda: MachineMemory.of(64 << 30))
     write_model_folder(verger_home / "models" / "gpt-oss-20b")
     body = json.loads(verger("models", "--json").out)
     rows = {row["id"]: row for row in body["models"]}
-    assert body["schema_version"] == 1
-    assert rows["gpt-oss-20b"]["is_present"]
-    assert not rows["gpt-oss-120b"]["is_present"]
+    assert (body["schema_version"], body["usable_bytes"]) == (2, 48 << 30)
+    assert (rows["gpt-oss-20b"]["state"], rows["gpt-oss-20b"]["is_fitting"]) == ("present", True)
+    assert (rows["gpt-oss-120b"]["state"], rows["gpt-oss-120b"]["is_fitting"]) == ("absent", False)
     text = verger("models").out
     assert all(row["next_step"] in text for row in rows.values())
+    assert "may take 48.0 GiB of the 64.0 GiB that there are: it takes a Mac with 96 GB" in text
+
+
+@pytest.mark.parametrize("folder", ["gpt-oss-20b", "gpt-oss-20b.partial"])
+def test_models_tells_half_a_model_from_none(
+    folder: str, verger: Verger, verger_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "machine_memory", lambda: MachineMemory.of(64 << 30))
+    half = verger_home / "models" / folder / "sub" / "model.safetensors.part"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(bytes(1000))
+    rows = {row["id"]: row for row in json.loads(verger("models", "--json").out)["models"]}
+    row = rows["gpt-oss-20b"]
+    assert (row["state"], row["held_bytes"]) == ("partial", 1000)
+    assert row["next_step"] == "get the rest: verger pull gpt-oss-20b"
+    assert "partial, 1e-06 of 12.1 GB" in verger("models").out
 
 
 @pytest.mark.parametrize(
@@ -111,7 +131,7 @@ def test_what_the_gateway_is_told(tmp_path: Path, verger_home: Path) -> None:
         "auto",
         load_catalogue(paths.catalogue_dir()),
         ModelPlaces(models_dir=tmp_path, nano_dir=nano),
-        memory_bytes=64_000_000_000,
+        memory=MachineMemory.of(64 << 30),
         is_loopback=True,
     )
     environ = {"VERGER_LAN_INTERFACES": " en0, 192.168.1.20,", "VERGER_LAN_BONJOUR": "dnssd"}
@@ -135,7 +155,7 @@ def test_the_gateway_is_told_what_this_mac_is_taken_to_be(tmp_path: Path) -> Non
         "gpt-oss-20b",
         load_catalogue(paths.catalogue_dir()),
         ModelPlaces(models_dir=tmp_path, nano_dir=tmp_path),
-        memory_bytes=64_000_000_000,
+        memory=MachineMemory.of(64 << 30),
         is_loopback=True,
     )
     config = load_config(environ={"VERGER_COSTS_DECODE_TOK_S": "99"})

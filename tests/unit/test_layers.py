@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "server" / "verger"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 COMMON = {"errors", "config", "paths", "log"}
-PURE = {"messages", "catalogue", "model_folder", *COMMON}
+PURE = {"messages", "catalogue", "model_folder", "memory_fit", *COMMON}
 MAY_IMPORT = {
     "errors": set[str](),
     "config": {"errors", "paths"},
@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "messages": COMMON,
     "timings": set(),
     "model_folder": COMMON,
-    "catalogue": {"model_folder", *COMMON},
+    "memory_fit": set(),
+    "catalogue": {"model_folder", "memory_fit", *COMMON},
     "formats": PURE,
     "api": {"formats", *PURE},
     "lan": COMMON,

@@ -13,7 +13,7 @@ import typer
 
 from verger import paths
 from verger.catalogue import ModelChoice, load_catalogue, resolve_model
-from verger.cli.machine import has_engine, memory_bytes, model_places
+from verger.cli.machine import has_engine, machine_memory, model_places
 from verger.errors import StartupError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def choose(model: str) -> ModelChoice:
         model,
         load_catalogue(paths.catalogue_dir()),
         model_places(),
-        memory_bytes=memory_bytes(),
+        memory=machine_memory(),
         is_loopback=True,
     )
 

@@ -5,11 +5,29 @@ from importlib.util import find_spec
 
 from verger import paths
 from verger.catalogue import ModelPlaces
+from verger.macos.machine import Machine, ThisMachine
+from verger.memory_fit import MachineMemory
+
+MIB = 1 << 20
 
 
 def memory_bytes() -> int:
     """Physical memory; on a Mac that is the unified memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def machine_memory() -> MachineMemory:
+    """What there is, and what of it a model may take."""
+    return MachineMemory.of(memory_bytes(), wired_limit_bytes(ThisMachine()))
+
+
+def wired_limit_bytes(machine: Machine) -> int:
+    """What somebody lets a Mac's GPU hold; 0: nobody said, macOS has its rule."""
+    if not machine.is_mac:
+        return 0
+    ran = machine.run(["sysctl", "-n", "iogpu.wired_limit_mb"])
+    is_number = ran is not None and ran.status == 0 and ran.output.strip().isdigit()
+    return int(ran.output) * MIB if ran is not None and is_number else 0
 
 
 def has_engine() -> bool:

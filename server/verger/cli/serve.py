@@ -11,7 +11,7 @@ import typer
 from verger import log, paths
 from verger.catalogue import ModelChoice, SamplingDefaults, load_catalogue, resolve_model
 from verger.cli.assumed import assumed_mac, shipped_and_fetched
-from verger.cli.machine import has_engine, memory_bytes, model_places
+from verger.cli.machine import has_engine, machine_memory, model_places
 from verger.config import (
     SERVED_MODEL,
     Config,
@@ -183,7 +183,7 @@ def _choose(config: Config) -> ModelChoice:
         config.engine.model,
         load_catalogue(paths.catalogue_dir()),
         model_places(),
-        memory_bytes=memory_bytes(),
+        memory=machine_memory(),
         is_loopback=is_loopback(config.server.host),
     )
 

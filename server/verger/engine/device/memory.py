@@ -1,6 +1,7 @@
-"""What this machine can spare for KV, and the limits that MLX is given.
+"""Whether a model can be loaded here, what is left for KV, and the limits that MLX is given.
 
-Called by the runner when it is made, before any KV is allocated. Must not know rows or requests.
+Called by the runner when it is made: before weights are loaded, and before KV is allocated. Must
+not know rows or requests.
 """
 
 import os
@@ -9,9 +10,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from verger.engine.device.model import GptOss
+from verger.errors import ModelFolderError
+from verger.memory_fit import BUFFER_CACHE_BYTES, MachineMemory, Need
 
-BUFFER_CACHE_BYTES = 2 << 30
-"""Freed buffers that MLX may keep for reuse."""
 CHUNK_TOKENS = 2048
 """The most prompt tokens that one step computes."""
 LAYERS_UNDER_WAY = 2
@@ -33,6 +34,17 @@ def keep_resident() -> None:
         mx.set_wired_limit(_working_set_bytes())
 
 
+def require_room(folder: Path) -> None:
+    """Raises ModelFolderError if the weights alone are more than the machine may hold: loading them
+    would take the whole of it down. Whether KV is left beside them shows once they are loaded."""
+    need = Need(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    is_metal = mx.metal.is_available()
+    usable_bytes = _working_set_bytes() if is_metal else available_bytes()
+    memory = MachineMemory(_total_bytes(), usable_bytes)
+    if not need.fits(memory):
+        raise ModelFolderError(f"{need.shortage(str(folder), memory)}. Serve a smaller model.")
+
+
 def free_bytes(model: GptOss, rows: int) -> int:
     """What KV may take beside what is allocated now, which is the weights, and what a step needs.
 
@@ -40,10 +52,15 @@ def free_bytes(model: GptOss, rows: int) -> int:
     """
     if not mx.metal.is_available():
         return available_bytes() // 2
-    taken = mx.get_active_memory() + BUFFER_CACHE_BYTES
-    taken += LAYERS_UNDER_WAY * chunk_bytes(model, CHUNK_TOKENS)
-    taken += rows * model.vocabulary_size * LOGITS_COPIES * mx.float32.size
+    taken = mx.get_active_memory() + step_bytes(model, rows)
     return max(0, _working_set_bytes() - taken)
+
+
+def step_bytes(model: GptOss, rows: int) -> int:
+    """What the largest step computes in, and the buffers kept for the next one."""
+    logits_bytes = rows * model.vocabulary_size * LOGITS_COPIES * mx.float32.size
+    layers_bytes = LAYERS_UNDER_WAY * chunk_bytes(model, CHUNK_TOKENS)
+    return BUFFER_CACHE_BYTES + layers_bytes + logits_bytes
 
 
 def chunk_bytes(model: GptOss, tokens: int, scored_tokens: int = 0) -> int:
@@ -71,9 +88,13 @@ def available_bytes() -> int:
     try:
         lines = MEMINFO.read_text().splitlines()
     except FileNotFoundError:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return _total_bytes() // 2
     fields = dict(line.split(":", 1) for line in lines)
     return int(fields["MemAvailable"].split()[0]) << 10
+
+
+def _total_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _working_set_bytes() -> int:

@@ -30,7 +30,12 @@ from verger.engine.device.forward import (
 )
 from verger.engine.device.held import HeldKV
 from verger.engine.device.kv import KVShape, KVStore, RowKV
-from verger.engine.device.memory import free_bytes, keep_resident, limit_buffer_cache
+from verger.engine.device.memory import (
+    free_bytes,
+    keep_resident,
+    limit_buffer_cache,
+    require_room,
+)
 from verger.engine.device.model import GptOss, load
 from verger.engine.device.sampling import RowSampler, Sample, Sampler
 from verger.engine.steps import (
@@ -120,6 +125,7 @@ class MlxRunner:
     @classmethod
     def load(cls, folder: Path, hello: Hello, max_rows: int) -> "MlxRunner":
         """Load a model's folder; raises ModelFolderError."""
+        require_room(folder)
         keep_resident()
         model = load(folder)
         seeds = Random()  # noqa: S311 (not secrets)
