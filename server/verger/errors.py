@@ -34,6 +34,7 @@ Imported by all layers; must not import anything of Verger.
     ├── StartupError            exit code 3: one line on stderr, no traceback
     │   ├── ConfigError
     │   ├── ModelFolderError
+    │   ├── DownloadError       a model cannot be fetched
     │   ├── PortInUse
     │   ├── DatabaseError       the state database cannot be used
     │   ├── NoKeys              open to the network, and nobody has a key
@@ -293,6 +294,10 @@ class ConfigError(StartupError):
 
 class ModelFolderError(StartupError):
     """The model's folder is missing, incomplete, damaged, or not a gpt-oss."""
+
+
+class DownloadError(StartupError):
+    """A model cannot be fetched from its hub; what has come stays, and the next attempt goes on."""
 
 
 class PortInUse(StartupError):

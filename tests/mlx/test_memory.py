@@ -16,7 +16,7 @@ from verger.engine.device import memory
 from verger.engine.device.model import GptOss, describe
 from verger.engine.steps import Plan, Prefill
 from verger.errors import ModelFolderError
-from verger.memory_fit import ROWS
+from verger.memory_fit import BUFFER_CACHE_BYTES, ROWS
 
 pytestmark = pytest.mark.mlx
 
@@ -82,7 +82,7 @@ def test_metal_can_spare_what_weights_cache_and_a_step_leave(
         monkeypatch.setattr(mx, "device_info", lambda: told)
         return memory.free_bytes(model, 16)
 
-    step_bytes = 18 * GIB - 13 * GIB - memory.BUFFER_CACHE_BYTES - machine(18 * GIB)
+    step_bytes = 18 * GIB - 13 * GIB - BUFFER_CACHE_BYTES - machine(18 * GIB)
     assert memory.chunk_bytes(model, memory.CHUNK_TOKENS) < step_bytes < GIB
     assert machine(19 * GIB) == machine(18 * GIB) + GIB
     assert machine(8 * GIB) == 0

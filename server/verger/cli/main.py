@@ -20,6 +20,7 @@ from verger.cli.env import env
 from verger.cli.keys import keys
 from verger.cli.models import models
 from verger.cli.providers import providers
+from verger.cli.pull import pull
 from verger.cli.serve import serve
 from verger.cli.usage import usage
 from verger.errors import EXIT_CANNOT_START, StartupError
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(serve)
+app.command()(pull)
 app.command()(models)
 app.command()(config)
 app.command()(discover)
