@@ -52,6 +52,7 @@ from typing import ClassVar
 
 EXIT_USAGE = 2
 EXIT_CANNOT_START = 3
+EXIT_UNWELL = 4
 
 
 class VergerError(Exception):

@@ -14,7 +14,9 @@ from tests.fakes import byte_tokenizer
 from verger import errors, paths
 from verger.api import chat_body, status
 from verger.api.json_body import MAX_JSON_DEPTH
+from verger.cli.download import MAX_FRUITLESS
 from verger.cli.main import app as cli
+from verger.cli.pull import SPARE_BYTES
 from verger.config import (
     RELOADABLE,
     CostsConfig,
@@ -43,6 +45,9 @@ from verger.gateway.settings import ServerSettings
 from verger.gateway.submit_queue import BATCH_TURN_S, LOOK_AHEAD_ROWS, MAX_QUEUED
 from verger.gateway.turns import MAX_ANSWER_S
 from verger.lan import records
+from verger.macos.doctor import CHECKS
+from verger.macos.power_checks import RECENT_PANIC
+from verger.macos.service_checks import LOW_DISK_BYTES
 from verger.messages import BATCH, PROTOCOL_VERSION, Hello
 
 ROOT = Path(__file__).parents[2]
@@ -160,6 +165,18 @@ def test_every_exit_code_stands_in_the_readme() -> None:
     ours = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
     written = {int(code) for code, _ in rows_of("exit code")}
     assert written == {0, 1} | ours
+
+
+def test_every_check_of_the_doctor_stands_in_the_readme() -> None:
+    written = [name for head, _ in rows_of("check") for name in quoted(head)]
+    ours = ["configuration", "engine", "model", "providers"]
+    assert written[:4] == ours
+    assert sorted(written[4:]) == sorted(CHECKS)
+    assert f"within {RECENT_PANIC.days} days" in README
+    assert f"{LOW_DISK_BYTES // 10**9} GB free" in README
+    assert f"with {SPARE_BYTES // 10**9} GB to spare" in README
+    assert MAX_FRUITLESS == 5
+    assert "broke, five times without progress" in README
 
 
 def test_every_route_stands_in_the_readme(tmp_path: Path) -> None:

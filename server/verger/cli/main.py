@@ -1,6 +1,7 @@
 """The entry point `verger`: subcommands, and the edge where errors become exit codes.
 
-Exit codes: 0 done, 1 a defect of ours, 2 wrong usage, 3 cannot start or go on (one line on stderr).
+Exit codes: 0 done, 1 a defect of ours, 2 wrong usage, 3 cannot start or go on (one line on stderr),
+4 `doctor` found something that fails.
 Modules that cost time to import (the gateway, httpx) are imported by the command that needs them,
 so that `verger --help` answers at once; MLX is never imported here.
 """
@@ -16,6 +17,7 @@ from verger.cli.config import config
 from verger.cli.connect import connect
 from verger.cli.cost import cost
 from verger.cli.discover import discover
+from verger.cli.doctor import doctor
 from verger.cli.env import env
 from verger.cli.keys import keys
 from verger.cli.models import models
@@ -35,6 +37,7 @@ app.command()(serve)
 app.command()(pull)
 app.command()(models)
 app.command()(config)
+app.command()(doctor)
 app.command()(discover)
 app.command()(env)
 app.command()(connect)

@@ -13,10 +13,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Protocol
 
 COMMAND_LIMIT_S = 10.0
+ANSWER_LIMIT_S = 2.0
 MAX_OUTPUT_CHARACTERS = 1 << 20
 MAX_FILE_BYTES = 1 << 20
 SEARCH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec/ApplicationFirewall"
@@ -59,6 +61,9 @@ class Machine(Protocol):
         """Of the disk on which the folder lies, or would lie."""
 
     def is_listening(self, host: str, port: int) -> bool: ...
+
+    def served_id(self, host: str, port: int) -> str | None:
+        """Which Verger answers there; None if what answers is none."""
 
     def now_s(self) -> float:
         """Seconds since 1970."""
@@ -131,10 +136,21 @@ class ThisMachine:
     def is_listening(self, host: str, port: int) -> bool:
         """Whether a connection is taken."""
         try:
-            with socket.create_connection((host, port), timeout=1.0):
+            with socket.create_connection((host, port), timeout=ANSWER_LIMIT_S):
                 return True
         except OSError:
             return False
+
+    def served_id(self, host: str, port: int) -> str | None:
+        """From a route that needs no key."""
+        connection = HTTPConnection(host, port, timeout=ANSWER_LIMIT_S)
+        try:
+            connection.request("GET", "/livez")
+            return connection.getresponse().getheader("x-verger-id")
+        except (OSError, HTTPException):
+            return None
+        finally:
+            connection.close()
 
     def now_s(self) -> float:
         """The wall clock."""

@@ -1,0 +1,114 @@
+"""`verger doctor`: what is wrong with this machine, and the command that mends it.
+
+Exit codes: 0 all is well, or only warned of; EXIT_UNWELL if a check fails.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from verger import paths
+from verger.catalogue import AUTO, ModelPlaces, load_catalogue, resolve_model
+from verger.cli.machine import has_engine, machine_memory, model_places
+from verger.config import Config, is_loopback, load_config
+from verger.errors import EXIT_UNWELL, StartupError
+from verger.macos.doctor import examine, plist_problems
+from verger.macos.findings import Facts, Finding, Level
+from verger.macos.machine import Machine, ThisMachine
+from verger.memory_fit import MachineMemory
+
+SCHEMA_VERSION = 1
+LABEL = "com.verger.server"
+PLIST = Path("/Library/LaunchDaemons") / f"{LABEL}.plist"
+ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 (compared with, not listened on)
+SEVERITY = (Level.FAIL, Level.WARN, Level.SKIPPED, Level.OK)
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Examine this machine: what is wrong, why it matters, and the command that mends it."""
+    machine = ThisMachine()
+    config, found = _configuration()
+    findings = [found, _engine(), _model(config, model_places(), machine_memory())]
+    findings += [_providers(), *examine(machine, facts_of(config, machine))]
+    if as_json:
+        body = {"schema_version": SCHEMA_VERSION, "findings": findings}
+        print(msgspec.json.format(msgspec.json.encode(body)).decode())
+    else:
+        print_findings(findings)
+    if any(finding.level is Level.FAIL for finding in findings):
+        raise typer.Exit(EXIT_UNWELL)
+
+
+def facts_of(config: Config, machine: Machine) -> Facts:
+    """What the checks are told of the installation."""
+    host = config.server.host
+    identity = machine.read(paths.instance_id_file())
+    return Facts(
+        home=paths.home(),
+        host="127.0.0.1" if host in ANYWHERE else host,
+        port=config.server.port,
+        instance_id=None if identity is None else identity.decode(errors="replace").strip(),
+        python=Path(sys.executable).resolve(),
+        label=LABEL,
+        plist=PLIST,
+        plist_problems=plist_problems,
+    )
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Problems first, each with what mends it."""
+    width = max(len(finding.check) for finding in findings)
+    for level in SEVERITY:
+        for finding in (finding for finding in findings if finding.level is level):
+            print(f"{level:8}{finding.check:{width}}  {finding.why}")
+            if finding.fix is not None:
+                print(f"{'':{8 + width}}  mend it: {finding.fix}")
+    counts = {level: sum(finding.level is level for finding in findings) for level in SEVERITY}
+    print("\n" + ", ".join(f"{count} {level}" for level, count in counts.items()))
+
+
+def _configuration() -> tuple[Config, Finding]:
+    """The configuration, or the defaults where it cannot be read."""
+    try:
+        return load_config(), Finding("configuration", Level.OK, "every setting is understood")
+    except StartupError as error:
+        fix = f"edit {paths.config_file()}; `verger config` shows what counts"
+        return load_config(environ={}, file=Path(os.devnull)), Finding(
+            "configuration", Level.FAIL, str(error), fix
+        )
+
+
+def _engine() -> Finding:
+    if has_engine():
+        return Finding("engine", Level.OK, "the engine is installed")
+    why = "the engine is not installed: this machine is a client only"
+    return Finding("engine", Level.WARN, why, "pip install 'verger[engine]'")
+
+
+def _model(config: Config, places: ModelPlaces, memory: MachineMemory) -> Finding:
+    """As `verger serve` would choose it."""
+    requested = config.engine.model
+    try:
+        choice = resolve_model(
+            requested,
+            load_catalogue(paths.catalogue_dir()),
+            places,
+            memory=memory,
+            is_loopback=is_loopback(config.server.host),
+        )
+    except StartupError as error:
+        return Finding("model", Level.FAIL, str(error), "verger models")
+    if choice.notice is not None:
+        return Finding("model", Level.WARN, choice.notice, "verger models")
+    how = "the largest that is here and fits" if requested == AUTO else "as configured"
+    return Finding("model", Level.OK, f"{choice.id} is whole and fits: {how}")
+
+
+def _providers() -> Finding:
+    """Seam: routing to the cloud brings its own check of each provider."""
+    return Finding("providers", Level.SKIPPED, "no cloud provider can be configured yet")
