@@ -20,6 +20,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LFS_NAMES = (".safetensors",)
 RESOLVED = f"/{REPOSITORY}/resolve/{COMMIT}/"
 FILES = "/files/"
+STALL_LIMIT_S = 60.0
 
 
 @dataclass
@@ -35,6 +36,10 @@ class FakeHub:
     statuses: list[int] = field(default_factory=list)
     """For the bodies to come, in place of the file."""
     knows_range: bool = True
+    stall_after: int | None = None
+    """Bytes of the weights after which nothing comes until `released`, and then the end."""
+    stalled: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
     extra: list[dict[str, Any]] = field(default_factory=list)
     """Listed besides the files."""
     ranges: list[tuple[str, int]] = field(default_factory=list)
@@ -72,6 +77,18 @@ class FakeHub:
             content = bytes([content[0] ^ 1]) + content[1:]
         return (206, content[start:]) if start and self.knows_range else (200, content)
 
+    def next_cut(self, name: str) -> int | None:
+        """After how many bytes this body's connection breaks."""
+        if self.stall_after is not None and name.endswith(LFS_NAMES):
+            return self.stall_after
+        return self.cut_after.pop(0) if self.cut_after else None
+
+    def stall(self, cut: int) -> None:
+        """Where that was asked, before a connection breaks."""
+        if cut == self.stall_after:
+            self.stalled.set()
+            self.released.wait(STALL_LIMIT_S)
+
     def _sibling(self, name: str, content: bytes) -> dict[str, Any]:
         sibling: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": "0" * 40}
         if name.endswith(LFS_NAMES):
@@ -99,7 +116,7 @@ def fake_hub(files: dict[str, bytes]) -> Iterator[FakeHub]:
             start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
             hub.ranges.append((name, start))
             status, body = hub.body(name, start)
-            cut = hub.cut_after.pop(0) if hub.cut_after else None
+            cut = hub.next_cut(name)
             self.reply(status, body, {"etag": '"x"'}, cut)
 
         def reply(
@@ -117,6 +134,7 @@ def fake_hub(files: dict[str, bytes]) -> Iterator[FakeHub]:
             self.wfile.write(body if cut is None else body[:cut])
             if cut is not None:
                 self.close_connection = True
+                hub.stall(cut)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -129,5 +147,6 @@ def fake_hub(files: dict[str, bytes]) -> Iterator[FakeHub]:
         try:
             yield hub
         finally:
+            hub.released.set()
             server.shutdown()
             thread.join()

@@ -1,6 +1,7 @@
 """`verger models`: the catalogue, what of it is on this machine, and what would fit."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -99,8 +100,11 @@ def _state(model: Model, places: ModelPlaces) -> State:
 
 
 def _sizes(folders: list[Path]) -> Iterator[int]:
-    for folder in folders:
-        yield from (file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    for file in (file for folder in folders for file in folder.rglob("*")):
+        # A download renames its files while they are looked at.
+        with suppress(OSError):
+            if file.is_file():
+                yield file.stat().st_size
 
 
 def _size(row: ModelRow) -> str:
