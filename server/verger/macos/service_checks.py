@@ -121,9 +121,7 @@ def secrets(machine: Machine, facts: Facts) -> Finding:
     modes = {file: mode for file in files if (mode := machine.mode(file)) is not None}
     public = [file for file, mode in modes.items() if mode & PRIVATE_MODE]
     if not public:
-        return Finding(
-            "secrets", Level.OK, f"{len(modes)} files with secrets, for their owner only"
-        )
+        return Finding("secrets", Level.OK, f"files with secrets, their owner's only: {len(modes)}")
     names = " ".join(shlex.quote(str(file)) for file in public)
     why = f"others on this machine can read {', '.join(file.name for file in public)}"
     return Finding("secrets", Level.FAIL, why, f"chmod 600 {names}")
