@@ -42,9 +42,15 @@ Imported by all layers; must not import anything of Verger.
     │   ├── KeyNotFound
     │   ├── LedgerError             the ledger cannot be opened
     │   ├── SnapshotError           prices or indices are damaged, or cannot be compared
-    │   └── InstanceError           a client found no server that it can use
-    │       ├── Unreachable
-    │       └── IdentityChanged     it is not the server that was used before
+    │   ├── InstanceError           a client found no server that it can use
+    │   │   ├── Unreachable
+    │   │   └── IdentityChanged     it is not the server that was used before
+    │   ├── BackupError             an archive cannot be made, or must not be restored
+    │   ├── PlistError              a launchd job is not what launchd or Verger accepts
+    │   └── InstallError            the service cannot be installed or managed
+    │       ├── NotAMac             exit code 4: this machine has no launchd
+    │       ├── StepFailed          exit code 5: a step did not do what it should
+    │       └── ServiceDrift        exit code 6: what is there is not what Verger has put there
     └── LanError                multicast DNS cannot be spoken; a server goes on without it
 """
 
@@ -52,7 +58,10 @@ from typing import ClassVar
 
 EXIT_USAGE = 2
 EXIT_CANNOT_START = 3
-EXIT_UNWELL = 4
+EXIT_NOT_A_MAC = 4
+EXIT_STEP_FAILED = 5
+EXIT_DRIFT = 6
+EXIT_UNWELL = 7
 
 
 class VergerError(Exception):
@@ -286,7 +295,9 @@ class InternalError(ServiceError):
 
 
 class StartupError(VergerError):
-    """A command cannot do what it was asked; one line, and the exit code EXIT_CANNOT_START."""
+    """A command cannot do what it was asked; one line, and an exit code."""
+
+    exit_code: ClassVar[int] = EXIT_CANNOT_START
 
 
 class ConfigError(StartupError):
@@ -339,6 +350,36 @@ class Unreachable(InstanceError):
 
 class IdentityChanged(InstanceError):
     """A server is not the one that was advertised, or that was used under this name before."""
+
+
+class BackupError(StartupError):
+    """A backup cannot be written, or an archive is not one that may be restored."""
+
+
+class PlistError(StartupError):
+    """A property list is no launchd job, or says what a job of Verger must not say."""
+
+
+class InstallError(StartupError):
+    """The service cannot be installed or managed here; nothing was changed."""
+
+
+class NotAMac(InstallError):
+    """There is no launchd here."""
+
+    exit_code = EXIT_NOT_A_MAC
+
+
+class StepFailed(InstallError):
+    """A step failed, or did not do what it should; the text says what was put back."""
+
+    exit_code = EXIT_STEP_FAILED
+
+
+class ServiceDrift(InstallError):
+    """Files of the service were changed by somebody else."""
+
+    exit_code = EXIT_DRIFT
 
 
 class LanError(VergerError):

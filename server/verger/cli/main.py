@@ -1,7 +1,6 @@
 """The entry point `verger`: subcommands, and the edge where errors become exit codes.
 
-Exit codes: 0 done, 1 a defect of ours, 2 wrong usage, 3 cannot start or go on (one line on stderr),
-4 `doctor` found something that fails.
+Exit codes: 0 done, 1 a defect of ours, 2 wrong usage, else the error's own (one line on stderr).
 Modules that cost time to import (the gateway, httpx) are imported by the command that needs them,
 so that `verger --help` answers at once; MLX is never imported here.
 """
@@ -25,7 +24,7 @@ from verger.cli.providers import providers
 from verger.cli.pull import pull
 from verger.cli.serve import serve
 from verger.cli.usage import usage
-from verger.errors import EXIT_CANNOT_START, StartupError
+from verger.errors import StartupError
 
 app = typer.Typer(
     help="The office's own OpenAI endpoint: gpt-oss on a Mac's unified memory.",
@@ -72,7 +71,7 @@ def main() -> None:
         app()
     except StartupError as error:
         print(f"verger: {error}", file=sys.stderr)
-        sys.exit(EXIT_CANNOT_START)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":
