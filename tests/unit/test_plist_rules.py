@@ -1,4 +1,4 @@
-"""The service's plist: rendered as the golden file says, and each rule broken by a plist of its own."""
+"""The plist of the service: rendered as the golden file says, and each rule broken by its own."""
 
 import plistlib
 from collections.abc import Callable

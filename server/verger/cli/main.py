@@ -23,6 +23,7 @@ from verger.cli.models import models
 from verger.cli.providers import providers
 from verger.cli.pull import pull
 from verger.cli.serve import serve
+from verger.cli.service import service, upgrade
 from verger.cli.usage import usage
 from verger.errors import StartupError
 
@@ -41,6 +42,8 @@ app.command()(discover)
 app.command()(env)
 app.command()(connect)
 app.add_typer(keys, name="keys")
+app.add_typer(service, name="service")
+app.command()(upgrade)
 app.command()(usage)
 app.command()(cost)
 app.add_typer(providers, name="providers")

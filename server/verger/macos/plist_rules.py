@@ -21,7 +21,7 @@ MAX_UMASK = 0o777
 
 _SECRET_NAME = re.compile(r"key|token|secret|passw|credential|auth", re.I)
 _SECRET_VALUE = re.compile(r"\b(?:vg|sk|hf|ghp|xox[bp])[-_][A-Za-z0-9_-]{8,}|\b[A-Fa-f0-9]{40,}\b")
-_FORBIDDEN = {
+_FORBIDDEN: dict[str, Callable[[Job], object]] = {
     "Nice": lambda job: job.nice,
     "LowPriorityIO": lambda job: job.low_priority_io,
     "LowPriorityBackgroundIO": lambda job: job.low_priority_background_io,

@@ -1,0 +1,248 @@
+"""`verger service`: Verger as a system service of a Mac; and `verger upgrade`.
+
+What is there is looked at, a plan is made, and the plan is printed (--dry-run) or carried out.
+Without launchd only --dry-run works, as for a Mac that never had the service.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from msgspec import Struct
+
+from verger.cli import service_mac
+from verger.cli.service_mac import Mac
+from verger.errors import InstallError, NotAMac, ServiceDrift
+from verger.macos.launchd import probe, start_steps, stop_steps
+from verger.macos.plist_rules import problems
+from verger.macos.service_plan import FIRST_KEY, install_steps, uninstall_steps
+from verger.macos.steps import Step, transcript
+from verger.macos.survey import Facts
+
+SCHEMA_VERSION = 1
+MAX_LOG_LINES = 10_000
+LOG_BYTES_PER_LINE = 400
+FRESH = Facts(has_model=True)
+"""A Mac that never had the service, and has a model: what --dry-run takes another machine for."""
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every file and command.")]
+FromSource = Annotated[
+    Path | None, typer.Option(help="A checkout or a wheel; else what this command is part of.")
+]
+ReplacePlist = Annotated[bool, typer.Option(help="Replace a plist that was edited by hand.")]
+
+service = typer.Typer(help="Run Verger as a system service of a Mac.", no_args_is_help=True)
+
+
+@service.command()
+def install(
+    dry_run: DryRun = False, source: FromSource = None, replace_plist: ReplacePlist = False
+) -> None:
+    """Install the service, or bring it to this version; does nothing if it is."""
+    _install(dry_run, source, replace_plist, "service install")
+
+
+def upgrade(
+    dry_run: DryRun = False, source: FromSource = None, replace_plist: ReplacePlist = False
+) -> None:
+    """Bring the installed service to this version; back to the old one if it does not answer."""
+    if not dry_run and service_mac.this_mac().facts().record is None:
+        raise InstallError("there is no service to upgrade: sudo verger service install")
+    _install(dry_run, source, replace_plist, "upgrade")
+
+
+@service.command()
+def uninstall(
+    dry_run: DryRun = False,
+    purge: Annotated[bool, typer.Option(help="Models, keys and settings as well.")] = False,
+) -> None:
+    """Stop the service and remove all that its installation made; keeps models and keys."""
+    mac, facts = _looked_at(dry_run)
+    steps = uninstall_steps(mac.layout, facts, is_purge=purge)
+    if dry_run:
+        print(transcript(steps))
+        return
+    mac.require_root("service uninstall")
+    mac.executor.carry_out(steps, is_undone=False)
+    left = sorted(path for path in mac.layout.home.glob("*"))
+    if not left:
+        print("Verger's service is gone; nothing is left of it.")
+        return
+    print("Verger's service is gone. Left, for root to read; --purge removes it:")
+    print("\n".join(f"  {path}" for path in left))
+
+
+@service.command()
+def start(dry_run: DryRun = False) -> None:
+    """Start the service, and wait until it would take a request."""
+    mac, facts = _installed(dry_run)
+    steps = [] if facts.is_loaded else start_steps(mac.layout, mac.url())
+    _carry_out(mac, steps, dry_run, "service start", "The service runs.")
+
+
+@service.command()
+def stop(dry_run: DryRun = False) -> None:
+    """Let running answers finish, and stop the service until `start` or the next boot."""
+    mac, facts = _installed(dry_run)
+    steps = stop_steps(mac.layout) if facts.is_loaded else []
+    _carry_out(mac, steps, dry_run, "service stop", "The service is stopped.")
+
+
+@service.command()
+def restart(dry_run: DryRun = False) -> None:
+    """Stop the service, start it, and wait until it would take a request."""
+    mac, facts = _installed(dry_run)
+    steps = stop_steps(mac.layout) if facts.is_loaded else []
+    steps += start_steps(mac.layout, mac.url())
+    _carry_out(mac, steps, dry_run, "service restart", "The service runs.")
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """What `verger service status` says."""
+
+    schema_version: int = SCHEMA_VERSION
+    is_installed: bool
+    version: str | None
+    environment: str | None
+    is_loaded: bool
+    is_alive: bool
+    is_ready: bool
+    url: str
+    home: str
+    problems: list[str]
+
+
+@service.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say whether the service is installed, runs and answers, and what is wrong with it."""
+    mac = service_mac.this_mac()
+    found = _status(mac, mac.facts())
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(found)).decode())
+    else:
+        _print_status(found)
+    if found.problems:
+        raise typer.Exit(ServiceDrift.exit_code)
+    if not found.is_ready:
+        raise typer.Exit(InstallError.exit_code)
+
+
+@service.command()
+def logs(
+    lines: Annotated[int, typer.Option("-n", min=1, max=MAX_LOG_LINES, help="How many.")] = 50,
+) -> None:
+    """Print the last lines of the service's log."""
+    log = service_mac.this_mac().layout.crash_log
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - lines * LOG_BYTES_PER_LINE))
+            found = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        raise InstallError(f"there is no log yet: {log}") from None
+    except OSError as error:
+        raise InstallError(f"cannot read {log}: {error.strerror}; use sudo") from None
+    print("\n".join(found[-lines:]))
+
+
+def _install(is_dry: bool, source: Path | None, is_replaced: bool, command: str) -> None:
+    mac, facts = _looked_at(is_dry)
+    if facts.is_edited and not is_replaced:
+        raise ServiceDrift(
+            f"{mac.layout.plist} is not what Verger has written: somebody edited it, or an "
+            f"installation was cut off; look at it, then: sudo {sys.argv[0]} {command} "
+            "--replace-plist"
+        )
+    steps = install_steps(mac.layout, facts, mac.wanted(source))
+    if not is_dry:
+        mac.require_root(command)
+    ending = "The service runs." if facts.has_model else _without_model(mac)
+    _carry_out(mac, steps, is_dry, command, ending)
+    if not is_dry and not facts.has_keys:
+        print(f"The key {FIRST_KEY} is printed above, this once.")
+
+
+def _without_model(mac: Mac) -> str:
+    return (
+        f"The service is not started: there is no model in {mac.layout.home / 'models'} yet. "
+        "Next: put one there (verger models), then: sudo verger service start"
+    )
+
+
+def _carry_out(mac: Mac, steps: Sequence[Step], is_dry: bool, command: str, ending: str) -> None:
+    if is_dry:
+        print(transcript(steps) if steps else "# nothing to do")
+        return
+    mac.require_root(command)
+    mac.executor.carry_out(steps)
+    print(ending if steps else f"Nothing to do. {ending}")
+
+
+def _looked_at(is_dry: bool) -> tuple[Mac, Facts]:
+    """This Mac; for --dry-run elsewhere, one that never had the service."""
+    try:
+        mac = service_mac.this_mac()
+    except NotAMac:
+        if not is_dry:
+            raise
+        return Mac(), FRESH
+    return mac, mac.facts()
+
+
+def _installed(is_dry: bool) -> tuple[Mac, Facts]:
+    mac, facts = _looked_at(is_dry)
+    if is_dry and facts is FRESH:
+        return mac, facts
+    if facts.record is None and not facts.missing:
+        raise InstallError("the service is not installed: sudo verger service install")
+    if facts.missing:
+        raise ServiceDrift(_half_there(facts))
+    return mac, facts
+
+
+def _half_there(facts: Facts) -> str:
+    missing = ", ".join(facts.missing)
+    return f"half installed, without {missing}; sudo verger service install puts it right"
+
+
+def _status(mac: Mac, facts: Facts) -> Status:
+    url = mac.url()
+    found = [_half_there(facts)] if facts.missing else []
+    if facts.plist is not None:
+        found += problems(facts.plist, mac.layout.plist.name)
+    if facts.is_edited and facts.record is not None:
+        found += [
+            f"{mac.layout.plist} was edited by hand; sudo verger service install --replace-plist "
+            "writes it again"
+        ]
+    return Status(
+        is_installed=facts.record is not None and not facts.missing,
+        version=facts.record.version if facts.record else None,
+        environment=facts.current,
+        is_loaded=facts.is_loaded,
+        is_alive=mac.run(probe(f"{url}/livez")).status == 0,
+        is_ready=mac.run(probe(f"{url}/readyz")).status == 0,
+        url=url,
+        home=str(mac.layout.home),
+        problems=found,
+    )
+
+
+def _print_status(status: Status) -> None:
+    for problem in status.problems:
+        print(f"problem: {problem}")
+    if not status.is_installed:
+        print("The service is not installed. Next: sudo verger service install")
+        return
+    state = "stopped; start it: sudo verger service start"
+    if status.is_loaded:
+        state = "running, not answering: verger service logs"
+    if status.is_loaded and status.is_alive:
+        state = "running, not ready yet: verger service logs"
+    if status.is_loaded and status.is_ready:
+        state = "ready"
+    print(f"service      {state}\nversion      {status.version} ({status.environment})")
+    print(f"address      {status.url}\nstate folder {status.home}")

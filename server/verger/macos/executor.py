@@ -1,0 +1,269 @@
+"""Carries out steps: each is verified before the next, and a failure undoes what came before it.
+
+    undo noted → step → check ──ok──► the next step
+                          └─failed──► its own undo, then those of all before it, the last one first
+
+Called by the CLI. Commands go through an injected runner and so do owners; folders, files and links
+are made here. Blocks; one thread.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from verger.errors import StepFailed
+from verger.macos.steps import (
+    COMMAND_TIMEOUT_S,
+    Await,
+    MakeFolder,
+    MoveLink,
+    Remove,
+    Run,
+    Step,
+    WriteFile,
+)
+
+CHOWN, STAT = "/usr/sbin/chown", "/usr/bin/stat"
+MAX_REASON_CHARACTERS = 400
+LOG_TAIL_BYTES = 4096
+_NOT_FOUND, _TIMED_OUT, _NOT_RUN = 127, 124, 126
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    status: int
+    out: str = ""
+    err: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The last line it printed, as far as it fits into a message."""
+        lines = (self.err.strip() or self.out.strip()).splitlines() or [f"status {self.status}"]
+        return lines[-1].strip()[:MAX_REASON_CHARACTERS]
+
+
+class Runner(Protocol):
+    """Runs a command to its end; never raises."""
+
+    def __call__(self, argv: Sequence[str], timeout_s: float = COMMAND_TIMEOUT_S) -> Done:
+        """Blocks for at most `timeout_s`."""
+
+
+def run_command(argv: Sequence[str], timeout_s: float = COMMAND_TIMEOUT_S) -> Done:
+    """The real runner. What it makes can be read by all: the service is not who installs it."""
+    try:
+        ended = subprocess.run(  # noqa: S603 (no shell)
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            cwd="/",
+            umask=0o022,
+        )
+    except FileNotFoundError:
+        return Done(_NOT_FOUND, err=f"there is no {argv[0]}")
+    except subprocess.TimeoutExpired:
+        return Done(_TIMED_OUT, err=f"{argv[0]} took longer than {timeout_s:g} s")
+    except OSError as error:
+        return Done(_NOT_RUN, err=f"cannot run {argv[0]}: {error.strerror}")
+    return Done(ended.returncode, ended.stdout, ended.stderr)
+
+
+def owner_of(run: Runner, path: Path) -> str:
+    """`user:group`, or an empty text where nobody can tell."""
+    done = run((STAT, "-f", "%Su:%Sg", str(path)))
+    return done.out.strip() if done.status == 0 else ""
+
+
+class Executor:
+    """Carries out plans on this machine."""
+
+    def __init__(
+        self,
+        run: Runner = run_command,
+        pause: Callable[[float], None] = time.sleep,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._run = run
+        self._pause = pause
+        self._say = say
+
+    def carry_out(self, steps: Sequence[Step], *, is_undone: bool = True) -> None:
+        """All of them, or, if `is_undone`, none; raises StepFailed."""
+        undos: list[Callable[[], None]] = []
+        for step in steps:
+            self._say(step.what)
+            try:
+                undos.append(self._undo_of(step))
+                self._apply(step)
+            except StepFailed as error:
+                raise self._given_up(
+                    f"{step.what}: {error}", undos if is_undone else None
+                ) from None
+            except OSError as error:
+                reason = f"{step.what}: {error.strerror or error}"
+                raise self._given_up(reason, undos if is_undone else None) from None
+            except KeyboardInterrupt:
+                reason = f"{step.what}: interrupted"
+                raise self._given_up(reason, undos if is_undone else None) from None
+
+    def _given_up(self, reason: str, undos: list[Callable[[], None]] | None) -> StepFailed:
+        if undos is None:
+            return StepFailed(f"{reason}; what came before it is done: run the command again")
+        self._say("undoing what was done")
+        failures = []
+        for position, undo in enumerate(reversed(undos)):
+            try:
+                undo()
+            except (StepFailed, OSError) as error:
+                # The step that failed has perhaps nothing to undo.
+                if position > 0:
+                    failures.append(str(error))
+        if failures:
+            return StepFailed(f"{reason}; and this could not be undone: {'; '.join(failures)}")
+        return StepFailed(f"{reason}; everything is as it was before")
+
+    def _apply(self, step: Step) -> None:
+        match step:
+            case MakeFolder():
+                self._make_folder(step)
+            case WriteFile():
+                self._write_file(step)
+            case MoveLink():
+                _move_link(step.path, step.target)
+            case Remove():
+                _remove(step.path)
+            case Run():
+                self._run_checked(step)
+            case Await():
+                self._await(step)
+
+    def _make_folder(self, step: MakeFolder) -> None:
+        if step.path.is_symlink():
+            raise StepFailed("a symbolic link stands there; remove it")
+        step.path.mkdir(exist_ok=True)
+        step.path.chmod(step.mode)
+        self._own(step.path, step.owner)
+
+    def _write_file(self, step: WriteFile) -> None:
+        _replace(step.path, step.content, step.mode)
+        self._own(step.path, step.owner)
+        if step.path.read_bytes() != step.content:
+            raise StepFailed("it does not hold what was written")
+
+    def _own(self, path: Path, owner: str) -> None:
+        """-h: a link that the service's account may have put there is not followed."""
+        done = self._run((CHOWN, "-h", owner, str(path)))
+        found = owner_of(self._run, path)
+        if done.status != 0 or found != owner:
+            raise StepFailed(f"it belongs to {found or 'nobody'}, not {owner}: {done.reason}")
+
+    def _run_checked(self, step: Run) -> None:
+        done = self._run(step.argv, step.timeout_s)
+        if done.status not in step.statuses:
+            raise StepFailed(done.reason)
+        asked = self._run(step.check) if step.check else done
+        if step.check and asked.status != 0:
+            raise StepFailed(f"the check failed: {asked.reason}")
+        if step.expect not in asked.out:
+            raise StepFailed(f"expected {step.expect!r}, found {asked.out.strip()[:100]!r}")
+        if step.is_shown:
+            self._say(done.out.strip())
+
+    def _await(self, step: Await) -> None:
+        done = Done(0)
+        for attempt in range(step.attempts):
+            if attempt:
+                self._pause(step.pause_s)
+            done = self._run(step.argv)
+            if (done.status == 0) is step.wants_success:
+                return
+        last = "" if step.log is None else _last_line(step.log)
+        waited_s = step.attempts * step.pause_s
+        raise StepFailed(f"not within {waited_s:g} s ({last or done.reason})")
+
+    def _undo_of(self, step: Step) -> Callable[[], None]:
+        """How to come back to what is there now."""
+        match step:
+            case MakeFolder() if step.path.is_dir():
+                mode, owner = step.path.stat().st_mode & 0o7777, owner_of(self._run, step.path)
+                old = MakeFolder(path=step.path, mode=mode, owner=owner)
+                return lambda: self._make_folder(old)
+            case MakeFolder() if not _stands(step.path):
+                return lambda: _remove(step.path)
+            case WriteFile() if step.path.exists():
+                before = WriteFile(
+                    path=step.path,
+                    content=step.path.read_bytes(),
+                    mode=step.path.stat().st_mode & 0o777,
+                    owner=owner_of(self._run, step.path),
+                )
+                return lambda: self._write_file(before)
+            case WriteFile():
+                return lambda: _remove(step.path)
+            case MoveLink() if step.path.is_symlink():
+                target = os.readlink(step.path)
+                return lambda: _move_link(step.path, target)
+            case MoveLink() if not _stands(step.path):
+                return lambda: _remove(step.path)
+            case Run():
+                return lambda: self._apply_all(step.undo)
+            case _:
+                return lambda: None
+
+    def _apply_all(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            self._apply(step)
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _move_link(path: Path, target: str) -> None:
+    """By a rename, so that there is never no link."""
+    if _stands(path) and not path.is_symlink():
+        raise StepFailed("something that is not a link stands there; move it away")
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    os.replace(beside, path)
+
+
+def _stands(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        text = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1][:MAX_REASON_CHARACTERS] if lines else ""

@@ -1,0 +1,83 @@
+"""launchctl's verbs in the order in which they work. Pure: steps, no I/O.
+
+    start   enable → bootstrap → kickstart → print → wait for an answer
+    stop    bootout → wait until print fails: bootout may return before the process is gone
+
+`print` is asked only whether the job is there; its text is no stable interface. Whether the service
+works says its own /readyz.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from verger.macos.layout import TARGET, Layout
+from verger.macos.steps import Await, Run, Step
+
+LAUNCHCTL = "/bin/launchctl"
+CURL = "/usr/bin/curl"
+STOP_ATTEMPTS = 90
+"""A second each: twice what launchd itself grants (ExitTimeOut)."""
+READY_ATTEMPTS = 150
+READY_PAUSE_S = 2.0
+"""Five minutes: a model of 63 GB is read in one, from the disk of a Mac."""
+PROBE_S = 5
+IN_PROGRESS, NO_SUCH_PROCESS, NOT_FOUND = 36, 3, 113
+"""What bootout says of a job that is on its way out, and of one that is not there."""
+
+PRINT = (LAUNCHCTL, "print", TARGET)
+
+_BOOTOUT = Run(
+    what="stop the service: running answers finish",
+    argv=(LAUNCHCTL, "bootout", TARGET),
+    statuses=frozenset({0, IN_PROGRESS, NO_SUCH_PROCESS, NOT_FOUND}),
+)
+_GONE = Await(
+    what="wait until the service is gone",
+    argv=PRINT,
+    attempts=STOP_ATTEMPTS,
+    wants_success=False,
+)
+
+
+def start_steps(layout: Layout, url: str) -> list[Step]:
+    """Load and start the job, and see it answer."""
+    bootstrap = (LAUNCHCTL, "bootstrap", "system", str(layout.plist))
+    return [
+        Run(what="let launchd start the service", argv=(LAUNCHCTL, "enable", TARGET)),
+        Run(what="load the service", argv=bootstrap, undo=(_BOOTOUT, _GONE)),
+        Run(what="start the service", argv=(LAUNCHCTL, "kickstart", TARGET), check=PRINT),
+        await_ready(url, layout.crash_log),
+    ]
+
+
+def stop_steps(layout: Layout) -> list[Step]:
+    """Drain and unload the job; launchd loads it again at the next boot."""
+    back = Run(
+        what="load the service again",
+        argv=(LAUNCHCTL, "bootstrap", "system", str(layout.plist)),
+    )
+    return [replace(_BOOTOUT, undo=(back,)), _GONE]
+
+
+def keep_off_steps() -> list[Step]:
+    """Not even at boot, until it is started for the first time."""
+    enable = Run(what="let launchd start the service", argv=(LAUNCHCTL, "enable", TARGET))
+    off = (LAUNCHCTL, "disable", TARGET)
+    return [Run(what="keep launchd from starting the service yet", argv=off, undo=(enable,))]
+
+
+def await_ready(url: str, log: Path) -> Await:
+    """Wait until the service would take a request."""
+    return Await(
+        what=f"wait for {url}/readyz",
+        argv=probe(f"{url}/readyz"),
+        attempts=READY_ATTEMPTS,
+        pause_s=READY_PAUSE_S,
+        log=log,
+    )
+
+
+def probe(url: str) -> tuple[str, ...]:
+    """Succeeds if it is answered with 2xx. The certificate's name is not that of loopback."""
+    quiet = ("--silent", "--show-error", "--output", "/dev/null")
+    return (CURL, "--fail", "--insecure", "--noproxy", "*", *quiet, "--max-time", str(PROBE_S), url)
