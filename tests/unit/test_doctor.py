@@ -45,7 +45,7 @@ def test_warnings_and_what_is_skipped_are_no_failure(verger: Verger) -> None:
 def test_one_failure_is_an_exit_code_of_its_own(verger: Verger, fake: FakeMachine) -> None:
     fake.is_writable = False
     outcome = verger("doctor")
-    assert outcome.status == EXIT_UNWELL == 4
+    assert outcome.status == EXIT_UNWELL == 7
     first, second, *_ = outcome.out.splitlines()
     assert first.startswith("fail    home")
     assert second.strip().startswith("mend it: sudo chown")
