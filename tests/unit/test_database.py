@@ -2,7 +2,9 @@
 
 import sqlite3
 import stat
-from contextlib import suppress
+import subprocess
+import sys
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,18 @@ def test_half_a_transaction_is_none(file: Path) -> None:
             raise ZeroDivisionError
         with pytest.raises(sqlite3.OperationalError, match="no such table"):
             connection.execute("SELECT * FROM t")
+
+
+def test_a_second_connection_leaves_the_first_ones_lock(tmp_path: Path) -> None:
+    """SQLite's locks are the process's, and closing any descriptor of the file ends them all. Then
+    another process takes itself for the last one, and deletes the log that is still written."""
+    file = tmp_path / "verger.db"
+    with closing(open_database(file)), closing(open_database(file)):
+        program = (
+            "import sqlite3, sys\n"
+            "connection = sqlite3.connect(sys.argv[1], timeout=0)\n"
+            "connection.execute('PRAGMA journal_mode = DELETE')"
+        )
+        command = [sys.executable, "-c", program, str(file)]
+        other = subprocess.run(command, capture_output=True, text=True)
+        assert "database is locked" in other.stderr

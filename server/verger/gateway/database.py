@@ -5,10 +5,11 @@ for a writer, and writers wait for each other for a bounded time. Must not know 
 mean; whoever owns a table adds its statements here and its queries elsewhere.
 """
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from verger.errors import DatabaseError
@@ -57,8 +58,12 @@ def connect(file: Path, busy_s: float, *, any_thread: bool = False) -> sqlite3.C
     """The file, private to its owner and in WAL mode, whatever tables it has. Errors are as they
     come."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # SQLite gives its other two files the mode of this one.
-    os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    # SQLite gives its other two files the mode of this one. A file that is there is not opened: to
+    # close it would end this process's POSIX locks on it, those of other connections too.
+    with suppress(FileExistsError):
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     file.chmod(0o600)
     with ExitStack() as on_failure:
         connection = sqlite3.connect(
