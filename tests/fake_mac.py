@@ -6,7 +6,7 @@ it does not know. `fail_at` makes one call fail, by its number.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class FakeMac:
         if self.fail_at is not None and len(self.calls) == self.fail_at + 1:
             return Done(1, err="it failed")
         program, arguments = Path(argv[0]).name, list(argv[1:])
-        known = {
+        known: dict[str, Callable[[list[str]], Done]] = {
             "dscl": self._dscl,
             "launchctl": self._launchctl,
             "curl": self._curl,
@@ -93,7 +93,7 @@ class FakeMac:
             "stat": lambda a: Done(0, f"{self.owners.get(a[-1], 'root:wheel')}\n"),
             "cp": _copy,
             "mv": self._move,
-            "sudo": lambda a: self._sudo(a),
+            "sudo": self._sudo,
         }
         if program in known:
             return known[program](arguments)

@@ -1,6 +1,7 @@
 """`verger serve` with keys, as a process and with an engine process: what tenants share, what a
 revoked key meets, and where no key is ever seen."""
 
+import os
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -92,3 +93,21 @@ def test_whose_request_it_was_stands_in_the_ledger(served: Served) -> None:
     with closing(sqlite3.connect(served.database)) as connection:
         rows = connection.execute("SELECT key_id, route FROM ledger ORDER BY unix_ms").fetchall()
     assert rows == [("ada", "local"), ("bob", "local"), ("ada", "local")]
+
+
+def test_a_running_server_is_backed_up_and_not_restored(served: Served, tmp_path: Path) -> None:
+    ada = make_key(served.database, "ada")
+    assert served.ask(ada).status_code == 200
+    home = served.database.parent
+    archive = str(tmp_path / "office.verger")
+
+    def verger(*arguments: str) -> subprocess.CompletedProcess[str]:
+        variables = {**os.environ, "VERGER_HOME": str(home)}
+        return subprocess.run([*VERGER, *arguments], env=variables, capture_output=True, text=True)
+
+    assert verger("backup", archive).returncode == 0
+    refused = verger("restore", archive)
+    assert (refused.returncode, "stop it first" in refused.stderr) == (3, True)
+    assert served.ask(ada).status_code == 200
+    served.stop()
+    assert verger("restore", archive).returncode == 0

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from verger import __version__
+from verger.cli.backup import backup, restore
 from verger.cli.bench import bench
 from verger.cli.config import config
 from verger.cli.connect import connect
@@ -44,6 +45,8 @@ app.command()(connect)
 app.add_typer(keys, name="keys")
 app.add_typer(service, name="service")
 app.command()(upgrade)
+app.command()(backup)
+app.command()(restore)
 app.command()(usage)
 app.command()(cost)
 app.add_typer(providers, name="providers")

@@ -1,0 +1,126 @@
+"""The runner and the executor by themselves, and what dscl is taken to print."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from verger.errors import StepFailed
+from verger.macos.account import parse_ids, parse_record
+from verger.macos.executor import MAX_REASON_CHARACTERS, Done, Executor, run_command
+from verger.macos.steps import Await, MoveLink, Remove, Run, Step, WriteFile, transcript
+
+
+def python(program: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", program)
+
+
+def test_a_command_ends_somehow_whatever_it_is() -> None:
+    assert run_command(python("print(1)")) == Done(0, "1\n", "")
+    assert run_command(python("exit('no')")).reason == "no"
+    assert run_command(["/nowhere/launchctl"]).reason == "there is no /nowhere/launchctl"
+    assert "cannot run" in run_command(["/"]).reason
+    assert (
+        "took longer than 0.2 s"
+        in run_command(python("input = open('/dev/zero').read()"), 0.2).reason
+    )
+
+
+def test_what_a_command_makes_can_be_read_by_others(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        run_command(python(f"open({str(tmp_path / 'made')!r}, 'w')"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_reason_is_one_line_of_bounded_length() -> None:
+    assert Done(1, err="first\n" + "x" * 1000 + "\n").reason == "x" * MAX_REASON_CHARACTERS
+    assert Done(7).reason == "status 7"
+
+
+def test_ctrl_c_undoes_what_was_done(tmp_path: Path) -> None:
+    def interrupted(argv: Sequence[str], timeout_s: float = 0) -> Done:
+        if argv[0] == "/usr/bin/stat":
+            return Done(0, "me:us")
+        if argv[0] == "/usr/sbin/chown":
+            return Done(0)
+        raise KeyboardInterrupt
+
+    file = tmp_path / "file"
+    steps: list[Step] = [
+        WriteFile(path=file, content=b"1", mode=0o600, owner="me:us"),
+        Run(what="sleep", argv=("sleep",)),
+    ]
+    with pytest.raises(StepFailed, match="sleep: interrupted; everything is as it was before"):
+        Executor(interrupted, say=lambda line: None).carry_out(steps)
+    assert not file.exists()
+
+
+def test_a_check_that_says_something_else_is_a_failure() -> None:
+    run = Executor(run_command, say=lambda line: None)
+    step = Run(what="ask", argv=python("pass"), check=python("print('two')"), expect="one")
+    with pytest.raises(StepFailed, match="expected 'one', found 'two'"):
+        run.carry_out([step])
+    with pytest.raises(StepFailed, match="the check failed"):
+        run.carry_out([Run(what="ask", argv=python("pass"), check=python("exit(1)"))])
+
+
+@pytest.mark.parametrize(("succeeds_at", "is_enough"), [(3, True), (4, False)])
+def test_waiting_has_a_bound(succeeds_at: int, is_enough: bool) -> None:
+    asked: list[Sequence[str]] = []
+    pauses: list[float] = []
+
+    def answers(argv: Sequence[str], timeout_s: float = 0) -> Done:
+        asked.append(argv)
+        return Done(0 if len(asked) == succeeds_at else 7)
+
+    run = Executor(answers, pauses.append, lambda line: None)
+    step = Await(what="wait", argv=("curl",), attempts=3, pause_s=2.0)
+    if is_enough:
+        run.carry_out([step])
+    else:
+        with pytest.raises(StepFailed, match="not within 6 s"):
+            run.carry_out([step])
+    assert (len(asked), pauses) == (3, [2.0, 2.0])
+
+
+def test_a_link_is_not_put_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "current").mkdir()
+    with pytest.raises(StepFailed, match="not a link stands there"):
+        Executor(say=lambda line: None).carry_out([MoveLink(path=tmp_path / "current", target="x")])
+    assert (tmp_path / "current").is_dir()
+
+
+def test_removing_a_link_leaves_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    Executor(say=lambda line: None).carry_out([Remove(path=tmp_path / "link")])
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_transcript_can_be_read_and_pasted() -> None:
+    wait = Await(what="wait", argv=("/bin/x",), attempts=3, wants_success=False)
+    step = Run(what="do it", argv=("/bin/x", "two words"), check=("/bin/y",))
+    assert transcript([step, wait]).splitlines() == [
+        "# do it",
+        "/bin/x 'two words'",
+        "#   checked: /bin/y",
+        "# wait: until this fails, at most 3 s",
+        "/bin/x",
+    ]
+
+
+def test_what_dscl_prints_is_read() -> None:
+    text = (
+        "dsAttrTypeNative:IsHidden: 1\nAppleMetaNodeLocation: /Local/Default\n"
+        "NFSHomeDirectory:\n /Library/Application Support/Verger/home\nUniqueID: 701\n"
+    )
+    found = parse_record(text)
+    assert found["IsHidden"] == "1"
+    assert found["NFSHomeDirectory"] == "/Library/Application Support/Verger/home"
+    assert found["UniqueID"] == "701"
+    assert parse_ids("_amavisd   83\nnobody     -2\nada   501\n") == {83, -2, 501}
