@@ -104,7 +104,7 @@ def check_database(file: Path) -> None:
 
 def owned_like(home: Path, folder: Path) -> None:
     """Root restores for whoever owns the state folder."""
-    if os.geteuid() != 0:
+    if os.name == "nt" or os.geteuid() != 0:
         return
     owner = home.stat()
     for path in (folder, *folder.rglob("*")):
