@@ -8,6 +8,9 @@ import os
 import sys
 from pathlib import Path
 
+ADMIN_SOCKET = "admin.sock"
+SERVICE_HOME = Path("/Library/Application Support/Verger/home")
+"""The state folder of a Mac's service."""
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -64,6 +67,18 @@ def user_config_dir() -> Path:
 def database_file() -> Path:
     """The state that is more than files: keys, and the ledger."""
     return home() / "verger.db"
+
+
+def admin_socket() -> Path:
+    """Where a running server answers the commands that manage it."""
+    return home() / ADMIN_SOCKET
+
+
+def admin_sockets() -> tuple[Path, ...]:
+    """Where one may be: here, and on a Mac that of the service, unless VERGER_HOME says whose."""
+    if sys.platform == "darwin" and not os.environ.get("VERGER_HOME"):
+        return (admin_socket(), SERVICE_HOME / ADMIN_SOCKET)
+    return (admin_socket(),)
 
 
 def cache_dir() -> Path:

@@ -111,3 +111,17 @@ def test_a_running_server_is_backed_up_and_not_restored(served: Served, tmp_path
     assert served.ask(ada).status_code == 200
     served.stop()
     assert verger("restore", archive).returncode == 0
+
+
+def test_keys_are_managed_through_a_server_that_runs(served: Served, tmp_path: Path) -> None:
+    """By somebody who names only the socket's folder; the server sees the key at once."""
+    home = served.database.parent
+    socket = home / "admin.sock"
+    assert socket.is_socket()
+    assert socket.stat().st_mode & 0o777 == 0o660
+    variables = {**os.environ, "VERGER_HOME": str(home)}
+    command = [*VERGER, "keys", "add", "zoe"]
+    made = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert served.ask(made.stdout.strip()).status_code == 200
+    served.stop()
+    assert not socket.exists()

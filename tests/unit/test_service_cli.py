@@ -11,9 +11,10 @@ import pytest
 from tests.command_line import Outcome, Verger
 from tests.fake_mac import FakeMac
 from tests.model_folders import write_model_folder
+from verger import paths
 from verger.cli import service_mac
 from verger.errors import NotAMac
-from verger.macos.layout import LABEL
+from verger.macos.layout import LABEL, Layout
 from verger.macos.plist_rules import problems
 from verger.macos.source import Interpreter, source_of
 from verger.model_folder import HARMONY_TOKENS
@@ -256,3 +257,15 @@ def test_a_model_is_one_that_the_service_would_find(tmp_path: Path) -> None:
     assert has_model(model="gpt-oss-20b")
     assert not has_model(model="gpt-oss-120b")
     assert has_model(model=str(tmp_path))
+
+
+def test_on_a_mac_the_services_socket_is_asked_too_unless_another_home_is_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Layout().home == paths.SERVICE_HOME
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert paths.admin_sockets() == (paths.home() / "admin.sock",)
+    monkeypatch.delenv("VERGER_HOME")
+    own, service = paths.admin_sockets()
+    assert own == paths.home() / "admin.sock"
+    assert service == Layout().home / "admin.sock"

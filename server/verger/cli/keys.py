@@ -1,7 +1,7 @@
 """`verger keys`: make, list and revoke API keys.
 
-Works on the state database; a running server sees every change at its next request. A key is
-printed once, when it is made, and is stored nowhere.
+Asks the running server through its admin socket, else works on the state database; a server sees
+every change at its next request. A key is printed once, when it is made, and is stored nowhere.
 """
 
 import re
@@ -14,20 +14,16 @@ from typing import Annotated
 import msgspec
 import typer
 
-from verger import paths
-from verger.gateway.database import database
+from verger.cli.server_state import server_state
 from verger.gateway.keys import (
     MAX_BUDGET_USD,
     MAX_PARALLEL,
     MAX_RPM,
     START,
     Key,
-    add_key,
-    all_keys,
     digest_of,
     new_secret,
     prefix_of,
-    revoke_key,
 )
 from verger.gateway.principal import TENANT, Priority, RoutePolicy
 
@@ -113,8 +109,7 @@ def add(
         created_unix_s=int(time.time()),
         expires_unix_s=None if expires is None else _parsed_expiry(expires),
     )
-    with database(paths.database_file()) as connection:
-        add_key(connection, key, digest_of(secret))
+    server_state().add_key(key, digest_of(secret))
     if as_json:
         _print_json({"secret": secret, "key": key})
         return
@@ -129,8 +124,7 @@ def add(
 @keys.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List all keys, those in use first; never the keys themselves."""
-    with database(paths.database_file()) as connection:
-        found = all_keys(connection)
+    found = server_state().keys()
     if as_json:
         _print_json({"keys": found})
         return
@@ -153,8 +147,7 @@ def revoke(
     name: Annotated[str, typer.Argument(metavar="NAME|PREFIX", help="As `verger keys list` says.")],
 ) -> None:
     """Refuse a key from now on; what it asked before is still answered."""
-    with database(paths.database_file()) as connection:
-        key = revoke_key(connection, name, int(time.time()))
+    key = server_state().revoke_key(name)
     print(f"Revoked the key of {key.name} ({key.prefix}).")
 
 

@@ -71,7 +71,8 @@ def usage(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the table as CSV.")] = False,
 ) -> None:
     """Show cash spent, list prices avoided, and the net of hardware and electricity."""
-    from verger.gateway.ledger_report import Group, read_usage
+    from verger.cli.server_state import server_state
+    from verger.gateway.ledger_report import Group
 
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv exclude each other")
@@ -79,7 +80,7 @@ def usage(
     since_ms = 0 if since is None else _ms(since)
     until_ms = now_ms if until is None else min(now_ms, _ms(until + timedelta(days=1)))
     group = None if by is None else Group(by)
-    found = read_usage(paths.database_file(), group, since_ms, until_ms)
+    found = server_state().usage(group, since_ms, until_ms)
     # The Mac lost worth from the period's first day on, but not before it was in use.
     start_ms = None if found.first_ms is None else max(found.first_ms, since_ms)
     report = _report(found, by, start_ms, until_ms)

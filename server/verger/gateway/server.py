@@ -37,6 +37,7 @@ from verger.formats.specials import Special
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway import sse
 from verger.gateway.acceptor import MAX_CLIENT_CONNECTIONS, MAX_CONNECTIONS, Acceptor, Crowd
+from verger.gateway.admin import AdminServer
 from verger.gateway.advertising import Advertising
 from verger.gateway.app import create_app
 from verger.gateway.cloud import Cloud
@@ -185,12 +186,17 @@ class GatewayServer(uvicorn.Server):
         """Serve, and follow the engine's start beside it."""
         assert sockets
         self._advertising.start(*sockets[0].getsockname()[:2])
+        admin = _admin_server(self._service.settings)
         try:
             async with asyncio.TaskGroup() as tasks:
                 starting = tasks.create_task(self._follow_start())
+                if admin is not None:
+                    tasks.create_task(admin.run_beside(), name="admin socket")
                 self._accepting = [tasks.create_task(self._accept(sock)) for sock in sockets]
                 await super().serve(sockets)
                 starting.cancel()
+                if admin is not None:
+                    admin.stop()
         finally:
             await self._advertising.stop()
 
@@ -267,6 +273,12 @@ class GatewayServer(uvicorn.Server):
                     load_s=ready.load_s,
                 )
             )
+
+
+def _admin_server(settings: ServerSettings) -> AdminServer | None:
+    if settings.admin_socket is None or settings.database_file is None:
+        return None
+    return AdminServer(settings.admin_socket, settings.database_file)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -73,6 +73,8 @@ class ServerSettings:
     """The most written there in a day."""
     database_file: Path | None = None
     """Where keys and the ledger are kept; None: no keys, and a ledger in memory, for tests."""
+    admin_socket: Path | None = None
+    """Where the commands that manage this server reach it; None: nowhere."""
     is_insecure: bool = False
     """Nobody is asked for a key, whoever can reach the address."""
     prices: Snapshot = Snapshot()
