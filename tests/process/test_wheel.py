@@ -19,6 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.fake_instance import MODEL_ID, fake_instance
+from verger import __version__
 
 pytestmark = pytest.mark.process
 
@@ -75,6 +76,7 @@ def test_the_wheel_holds_models_launchd_and_no_tests(wheel: Path) -> None:
         "models/gpt-oss-20b.toml",
         "models/providers/openrouter.toml",
         "launchd/README.md",
+        "launchd/com.verger.server.plist",
     ):
         assert f"verger/_data/{needed}" in names
     assert "verger/py.typed" in names
@@ -140,3 +142,10 @@ def test_the_wheel_and_what_it_needs_are_small(site_packages: Path) -> None:
         if path.is_file():
             sizes[path.relative_to(site_packages).parts[0]] += path.stat().st_size
     assert sizes.total() < MAX_INSTALLED_BYTES, sizes.most_common(6)
+
+
+def test_a_wheel_installs_its_own_version_as_a_service(site_packages: Path) -> None:
+    """As it is planned; there is no checkout to install from."""
+    printed = run(site_packages, "-m", "verger.cli.main", "service", "install", "--dry-run")
+    assert f"verger[engine]=={__version__}" in printed
+    assert "com.verger.server.plist" in printed

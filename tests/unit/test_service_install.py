@@ -147,6 +147,19 @@ def test_where_it_cannot_write_everything_is_as_it_was(fake: FakeMac, obstacle: 
     assert fake.snapshot() == before
 
 
+def test_a_link_in_the_place_of_a_folder_is_not_followed(fake: FakeMac) -> None:
+    install(fake)
+    elsewhere = fake.root / "elsewhere"
+    elsewhere.mkdir(mode=0o711)
+    fake.layout.log.rmdir()
+    fake.layout.log.symlink_to(elsewhere)
+    with pytest.raises(StepFailed, match="a symbolic link stands there"):
+        install(fake)
+    assert elsewhere.stat().st_mode & 0o777 == 0o711
+    assert fake.layout.log.is_symlink()
+    assert str(elsewhere) not in fake.owners
+
+
 def test_an_upgrade_keeps_state_and_the_version_before(fake: FakeMac) -> None:
     for name in ("1", "2", "3"):
         install(fake, source(name))

@@ -152,7 +152,12 @@ class Executor:
         if step.path.is_symlink():
             raise StepFailed("a symbolic link stands there; remove it")
         step.path.mkdir(exist_ok=True)
-        step.path.chmod(step.mode)
+        # Never of what a link names, should the service's account put one there meanwhile.
+        descriptor = os.open(step.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            os.fchmod(descriptor, step.mode)
+        finally:
+            os.close(descriptor)
         self._own(step.path, step.owner)
 
     def _write_file(self, step: WriteFile) -> None:
