@@ -1,6 +1,5 @@
 """Each check of `verger doctor` against what the tools of a Mac print."""
 
-import plistlib
 import shlex
 from dataclasses import replace
 from datetime import timedelta
@@ -10,16 +9,17 @@ from typing import Any
 import pytest
 
 from tests.fake_machine import NOW, FakeMachine
-from verger.macos.doctor import CHECKS, examine, plist_problems
+from verger.macos.doctor import CHECKS, examine
 from verger.macos.findings import Facts, Level
 from verger.macos.machine import Ran
+from verger.macos.plist_rules import problems
 from verger.macos.power_checks import REPORTS
 from verger.macos.service_checks import FIREWALL, LOW_DISK_BYTES, NO_DISK_BYTES
 
 HOME = Path("/Library/Application Support/Verger")
 PYTHON = Path("/opt/verger/bin/python3.13")
 PLIST = Path("/Library/LaunchDaemons/com.verger.server.plist")
-FACTS = Facts(HOME, "127.0.0.1", 8374, "id-1", PYTHON, "com.verger.server", PLIST, plist_problems)
+FACTS = Facts(HOME, "127.0.0.1", 8374, "id-1", PYTHON, "com.verger.server", PLIST, problems)
 PMSET = """System-wide power settings:
 Currently in use:
  standby              0
@@ -42,7 +42,7 @@ STATE, APP = f"{FIREWALL} --getglobalstate", f"{FIREWALL} --getappblocked {PYTHO
 ON = "Firewall is enabled. (State = 1)\n"
 WIRED, MEMORY = "sysctl -n iogpu.wired_limit_mb", "sysctl -n hw.memsize"
 MIB_64 = 64 * 1024
-GOOD_JOB = {"Label": "com.verger.server", "ProcessType": "Interactive", "KeepAlive": True}
+GOOD_PLIST = (Path(__file__).parents[1] / "golden" / "com.verger.server.plist").read_bytes()
 PANIC = "panic-full-{:%Y-%m-%d}-080000.0002.panic"
 
 OK, WARN, FAIL, SKIPPED = Level.OK, Level.WARN, Level.FAIL, Level.SKIPPED
@@ -242,14 +242,9 @@ def test_reports_that_cannot_be_listed_are_no_good_news() -> None:
 @pytest.mark.parametrize(
     ("content", "level", "why"),
     [
-        (plistlib.dumps(GOOD_JOB), OK, "as it must be"),
-        (plistlib.dumps({**GOOD_JOB, "ProcessType": "Background"}), FAIL, "not Interactive"),
-        (plistlib.dumps({**GOOD_JOB, "KeepAlive": False}), FAIL, "KeepAlive"),
-        (plistlib.dumps({**GOOD_JOB, "Nice": 5}), FAIL, "slows it"),
-        (plistlib.dumps({**GOOD_JOB, "Label": "other"}), FAIL, "Label is other"),
-        (plistlib.dumps(["a list"]), FAIL, "describes no job"),
-        (b"<plist><dict>", FAIL, "no property list"),
-        (b"\xff\xfe", FAIL, "no property list"),
+        (GOOD_PLIST, OK, "as it must be"),
+        (GOOD_PLIST.replace(b"Interactive", b"Background"), FAIL, "ProcessType"),
+        (b"\xff\xfe", FAIL, ""),
         (None, SKIPPED, "there is no"),
     ],
 )

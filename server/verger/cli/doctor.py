@@ -14,17 +14,19 @@ import typer
 
 from verger import paths
 from verger.catalogue import AUTO, ModelPlaces, load_catalogue, resolve_model
+from verger.cli.assumed import shipped_and_fetched
 from verger.cli.machine import has_engine, machine_memory, model_places
 from verger.config import Config, is_loopback, load_config
 from verger.errors import EXIT_UNWELL, StartupError
-from verger.macos.doctor import examine, plist_problems
+from verger.gateway.providers import load_kinds, load_providers
+from verger.macos.doctor import examine
 from verger.macos.findings import Facts, Finding, Level
+from verger.macos.layout import LABEL, Layout
 from verger.macos.machine import Machine, ThisMachine
+from verger.macos.plist_rules import problems
 from verger.memory_fit import MachineMemory
 
 SCHEMA_VERSION = 1
-LABEL = "com.verger.server"
-PLIST = Path("/Library/LaunchDaemons") / f"{LABEL}.plist"
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 (compared with, not listened on)
 SEVERITY = (Level.FAIL, Level.WARN, Level.SKIPPED, Level.OK)
 
@@ -34,7 +36,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     machine = ThisMachine()
     config, found = _configuration()
     findings = [found, _engine(), _model(config, model_places(), machine_memory())]
-    findings += [_providers(), *examine(machine, facts_of(config, machine))]
+    findings += [_providers(config), *examine(machine, facts_of(config, machine))]
     if as_json:
         body = {"schema_version": SCHEMA_VERSION, "findings": findings}
         print(msgspec.json.format(msgspec.json.encode(body)).decode())
@@ -55,8 +57,8 @@ def facts_of(config: Config, machine: Machine) -> Facts:
         instance_id=None if identity is None else identity.decode(errors="replace").strip(),
         python=Path(sys.executable).resolve(),
         label=LABEL,
-        plist=PLIST,
-        plist_problems=plist_problems,
+        plist=Layout().plist,
+        plist_problems=problems,
     )
 
 
@@ -109,6 +111,19 @@ def _model(config: Config, places: ModelPlaces, memory: MachineMemory) -> Findin
     return Finding("model", Level.OK, f"{choice.id} is whole and fits: {how}")
 
 
-def _providers() -> Finding:
-    """Seam: routing to the cloud brings its own check of each provider."""
-    return Finding("providers", Level.SKIPPED, "no cloud provider can be configured yet")
+def _providers(config: Config) -> Finding:
+    """Whether they are configured well; asking them costs money, and is another command."""
+    if not config.providers:
+        return Finding("providers", Level.SKIPPED, "no cloud provider is configured")
+    try:
+        load_providers(
+            config.providers,
+            load_kinds(paths.providers_dir()),
+            paths.home(),
+            shipped_and_fetched(),
+        )
+    except StartupError as error:
+        return Finding("providers", Level.FAIL, str(error), f"edit {paths.config_file()}")
+    names = ", ".join(provider.name for provider in config.providers)
+    why = f"configured: {names}; `verger providers check` asks them"
+    return Finding("providers", Level.OK, why)

@@ -17,6 +17,7 @@ from verger.cli import service_mac
 from verger.cli.service_mac import Mac
 from verger.errors import InstallError, NotAMac, ServiceDrift
 from verger.macos.launchd import probe, start_steps, stop_steps
+from verger.macos.layout import USER
 from verger.macos.plist_rules import problems
 from verger.macos.service_plan import FIRST_KEY, install_steps, uninstall_steps
 from verger.macos.steps import Step, transcript
@@ -168,7 +169,9 @@ def _install(is_dry: bool, source: Path | None, is_replaced: bool, command: str)
 def _without_model(mac: Mac) -> str:
     return (
         f"The service is not started: there is no model in {mac.layout.home / 'models'} yet. "
-        "Next: put one there (verger models), then: sudo verger service start"
+        "Next: fetch one as the service's account, see verger models, "
+        f"sudo -u {USER} env VERGER_HOME='{mac.layout.home}' "
+        f"'{mac.layout.current}/bin/verger' pull MODEL; then: sudo verger service start"
     )
 
 

@@ -1,11 +1,7 @@
 """The checks of `verger doctor` that need no model, in the order in which they are shown.
 
-Called by the CLI, which adds those that need the catalogue. Until `verger service` says what its
-plist must hold, `plist_problems` asks only what costs most when it is wrong.
+Called by the CLI, which adds those that need the catalogue.
 """
-
-import plistlib
-from xml.parsers.expat import ExpatError
 
 from verger.macos import power_checks, service_checks
 from verger.macos.findings import Check, Facts, Finding, only_on_a_mac
@@ -33,23 +29,3 @@ CHECKS: dict[str, Check] = {
 def examine(machine: Machine, facts: Facts) -> list[Finding]:
     """Every check's finding."""
     return [check(machine, facts) for check in CHECKS.values()]
-
-
-def plist_problems(raw: bytes, file_name: str) -> list[str]:
-    """What keeps a job from starting, or slows it."""
-    try:
-        job = plistlib.loads(raw)
-    except (ValueError, ExpatError, AttributeError):
-        return ["it is no property list"]
-    if not isinstance(job, dict):
-        return ["it describes no job"]
-    problems = []
-    if f"{job.get('Label')}.plist" != file_name:
-        problems.append(f"Label is {job.get('Label')}")
-    if job.get("ProcessType") != "Interactive":
-        problems.append(f"ProcessType is {job.get('ProcessType')}, not Interactive")
-    if job.get("KeepAlive") is not True:
-        problems.append("KeepAlive is not true")
-    if job.get("Nice", 0) or job.get("LowPriorityIO", False):
-        problems.append("Nice or LowPriorityIO slows it down")
-    return problems
