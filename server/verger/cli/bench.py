@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from verger.catalogue import GB, ModelChoice
+from verger.cli.bench_fallback import fallback
 from verger.cli.bench_replay import replay
 from verger.cli.bench_shared import (
     JsonOption,
@@ -44,6 +45,7 @@ bench = typer.Typer(help="Measure what Verger costs on this machine.", no_args_i
 
 bench.command()(replay)
 bench.command()(stall)
+bench.command()(fallback)
 
 
 @bench.command()
