@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +13,12 @@ from tests.providers import MODEL, provider_of
 from verger.api.answer import Delta, Outcome, Piece, Usage
 from verger.api.turn_request import TurnRequest
 from verger.errors import (
+    BudgetExhausted,
+    LedgerUnavailable,
     ProviderContextExceeded,
     ProviderRefused,
     ProviderUnavailable,
+    ReplyError,
     UpstreamInterrupted,
 )
 from verger.formats.conversation import Conversation
@@ -52,6 +55,10 @@ class Providers:
     slept_s: list[float] = field(default_factory=list)
     committed: list[str] = field(default_factory=list)
     closed: int = 0
+    failed: int = 0
+    """Attempts of which it was told that they failed before the first delta."""
+    unpaid: dict[str, ReplyError] = field(default_factory=dict)
+    """Why the attempts of a provider cannot be paid."""
 
     def __post_init__(self) -> None:
         self.failover = Failover(
@@ -86,8 +93,20 @@ class Providers:
 
     def pieces(self) -> AsyncGenerator[Piece]:
         return self.failover.pieces(
-            self.targets, REQUEST, lambda target: self.committed.append(target.provider.name)
+            self.targets,
+            self._request(),
+            lambda target: self.committed.append(target.provider.name),
         )
+
+    def _request(self) -> CloudRequest:
+        async def reserve(target: Target) -> None:
+            if (refusal := self.unpaid.get(target.provider.name)) is not None:
+                raise refusal
+
+        def on_failed() -> None:
+            self.failed += 1
+
+        return replace(REQUEST, reserve=reserve, on_failed=on_failed)
 
     async def answer(self) -> str:
         deltas = [piece async for _, piece in self.pieces() if isinstance(piece, Delta)]
@@ -314,3 +333,56 @@ def test_a_client_that_leaves_during_the_probe_lets_the_next_one_probe(play: Pla
     run(leave())
     assert run(providers.answer()) == "hello"
     assert providers.state("a") is BreakerState.CLOSED
+
+
+def test_who_may_cost_too_much_is_not_asked_and_the_next_one_is(play: Play) -> None:
+    providers = play(a=[], b=[["hello"]])
+    providers.unpaid = {"a": BudgetExhausted("too much for a")}
+    assert run(providers.answer()) == "hello"
+    assert providers.names == ["b"]
+    assert (providers.slept_s, providers.failed) == ([], 0)
+
+
+def test_when_all_cost_too_much_that_is_the_answer(play: Play) -> None:
+    providers = play(a=[], b=[])
+    providers.unpaid = {name: BudgetExhausted(f"too much for {name}") for name in "ab"}
+    with pytest.raises(BudgetExhausted, match="too much for b"):
+        run(providers.answer())
+    assert providers.names == []
+
+
+def test_when_one_costs_too_much_and_the_other_fails_both_are_told(play: Play) -> None:
+    providers = play(a=[], b=[[fault(Fault.SILENT)]])
+    providers.unpaid = {"a": BudgetExhausted("too much for a")}
+    with pytest.raises(ProviderUnavailable) as raised:
+        run(providers.answer())
+    assert "a may cost more than a budget has left" in raised.value.message
+    assert "b silent" in raised.value.message
+    assert providers.failed == 1
+
+
+def test_without_a_ledger_nobody_is_asked(play: Play) -> None:
+    providers = play(a=[], b=[])
+    providers.unpaid = {"a": LedgerUnavailable("cannot be written")}
+    with pytest.raises(LedgerUnavailable):
+        run(providers.answer())
+    assert providers.names == []
+
+
+def test_who_cannot_be_paid_keeps_the_probe_of_its_breaker(play: Play) -> None:
+    providers = play(a=[[fault(Fault.BUSY, retry_after_s=5.0)], ["hello"]])
+    with pytest.raises(ProviderUnavailable):
+        run(providers.answer())
+    providers.time.now_s += 60.0
+    providers.unpaid = {"a": BudgetExhausted("too much")}
+    with pytest.raises(BudgetExhausted):
+        run(providers.answer())
+    providers.unpaid = {}
+    assert run(providers.answer()) == "hello"
+
+
+def test_a_failure_after_the_commit_is_not_given_back(play: Play) -> None:
+    providers = play(a=[["hello", fault(Fault.BROKEN)]])
+    with pytest.raises(UpstreamInterrupted):
+        run(providers.answer())
+    assert providers.failed == 0

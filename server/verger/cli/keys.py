@@ -15,8 +15,8 @@ import msgspec
 import typer
 
 from verger.cli.server_state import server_state
+from verger.config import MAX_BUDGET_USD
 from verger.gateway.keys import (
-    MAX_BUDGET_USD,
     MAX_PARALLEL,
     MAX_RPM,
     START,

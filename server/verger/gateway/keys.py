@@ -21,8 +21,6 @@ from verger.gateway.principal import TENANT, Principal, Priority, RoutePolicy
 
 MAX_KEYS = 1_000
 """In use; the server holds them all in memory."""
-MAX_BUDGET_USD = 1_000_000.0
-"""A month."""
 MAX_RPM = 10_000
 MAX_PARALLEL = 1_000
 PREFIX_BYTES = 4
