@@ -150,6 +150,30 @@ async def test_a_budget_covers_the_worst_case_or_nothing_is_asked(tmp_path: Path
         assert len(server.exchanges) > asked
 
 
+async def test_many_at_once_spend_no_more_than_the_budget_and_what_the_provider_counts(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path, names=("first",)) as (gateway, server):
+        probe = (await gateway.chat(model="first/no-usage")).json()["usage"]
+        spent = sum(row["cost_micro_usd"] for row in await rows(gateway))
+        limit = spent + 2 * cost(probe["prompt_tokens"], 10)
+        budget(gateway, limit)
+        before = {row["request_id"] for row in await rows(gateway)}
+        server.exchanges.clear()
+
+        asking = [gateway.chat(model="first/correct", max_tokens=10) for _ in range(40)]
+        statuses = [response.status_code for response in await asyncio.gather(*asking)]
+        answered = [row for row in await rows(gateway) if row["request_id"] not in before]
+        total = spent + sum(row["cost_micro_usd"] for row in answered)
+
+    assert set(statuses) == {200, 402}
+    assert statuses.count(200) == len(answered) == len(server.exchanges) >= 2
+    assert sum(row["output_tokens"] for row in answered) == sum(
+        exchange.tokens for exchange in server.exchanges
+    )
+    assert total <= limit
+
+
 async def test_a_missing_limit_is_set_before_it_is_reserved(tmp_path: Path) -> None:
     async with served(tmp_path, names=("first",)) as (gateway, server):
         await gateway.chat(model="first/correct")
