@@ -51,10 +51,12 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Served]:
-    """Ready, on loopback, with a key; everything it keeps is in the folder."""
+def serving(folder: Path, config: str = "") -> Iterator[Served]:
+    """Ready, on loopback, with a key; everything it keeps is in the folder. `config` is its
+    config.toml."""
     database = folder / "home" / "verger.db"
     database.parent.mkdir(parents=True)
+    (database.parent / "config.toml").write_text(config)
     make_key(database, "first")
     script = folder / "script.toml"
     script.write_text(SCRIPT)
