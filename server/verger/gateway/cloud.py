@@ -29,20 +29,12 @@ logger = logging.getLogger("verger.gateway")
 FIRST_RECHECK_S = 60.0
 MAX_RECHECK_S = 600.0
 
-Rank = Callable[[Sequence[Target], CloudRequest], Sequence[Target]]
-"""Puts providers into the order in which they are asked; may leave some out."""
-
 
 def connect() -> "CloudBackend":
     """Imported late: most servers have no provider, and httpx takes a tenth of a second."""
     from verger.gateway.backends.cloud import CloudBackend
 
     return CloudBackend()
-
-
-def in_order(targets: Sequence[Target], request: CloudRequest) -> Sequence[Target]:
-    """As they stand in the configuration."""
-    return targets
 
 
 class Cloud:
@@ -53,13 +45,11 @@ class Cloud:
         providers: Sequence[Provider] = (),
         *,
         make_backend: Callable[[], "CloudBackend"] = connect,
-        rank: Rank = in_order,
         budget_s: float = BUDGET_S,
         monotonic_s: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.providers: tuple[Provider, ...] = ()
-        self.rank = rank
         self._make_backend = make_backend
         self._budget_s = budget_s
         self._monotonic_s = monotonic_s
@@ -174,7 +164,7 @@ class Cloud:
     ) -> AsyncGenerator[Piece]:
         """The answer of the first that gives one: see `Failover.pieces`."""
         assert self._failover is not None
-        return self._failover.pieces(self.rank(targets, request), request, on_commit)
+        return self._failover.pieces(targets, request, on_commit)
 
     def _begin(self) -> None:
         self._end_checks()
