@@ -1,7 +1,7 @@
 """Who answers a request, and how it leaves for a cloud before its first delta, or comes back.
 
-Opened by endpoints that generate. Leaving never makes it worse: where no provider answers, or may
-be paid, the request is served here as if there were none. Must not know JSON, SSE or HTTP.
+Opened by endpoints that generate. Leaving never makes it worse: where no provider answers, may be
+paid or takes the request, it is served here as if there were none. Must not know JSON, SSE or HTTP.
 
     names a provider's model ─────────────────────────────► the cloud
     late here, refused, too long, no engine: leaves ──────► the cloud ─► nobody answers ─► here
@@ -14,18 +14,13 @@ from dataclasses import dataclass
 
 from verger.api.answer import Piece
 from verger.api.turn_request import TurnRequest
-from verger.errors import (
-    BudgetExhausted,
-    EngineUnavailable,
-    LedgerUnavailable,
-    ProviderUnavailable,
-    ReplyError,
-)
+from verger.errors import EngineUnavailable, ReplyError
 from verger.formats.harmony import Prompt
 from verger.gateway.admission import Cloud, nowhere
 from verger.gateway.choice import by_point
 from verger.gateway.cloud_turns import cloud_turn
 from verger.gateway.edge import RequestRecord
+from verger.gateway.ledger_store import LOCAL
 from verger.gateway.named import NAMED_MODEL
 from verger.gateway.principal import Principal
 from verger.gateway.providers import Target
@@ -33,9 +28,6 @@ from verger.gateway.routing import Reason, Spilled
 from verger.gateway.service import Service
 from verger.gateway.turns import Turn, open_turn
 from verger.gateway.vitals import EngineVitals
-
-COMES_BACK = (ProviderUnavailable, BudgetExhausted, LedgerUnavailable)
-"""With which a request that has left is served here after all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +70,8 @@ async def open_answer(service: Service, asked: Asked) -> AsyncIterator[Answer]:
         try:
             turn = await stack.enter_async_context(_here(service, asked, cloud))
         except Spilled as spilled:
-            answer = Answer(_away(service, asked, spilled.route.reason))
+            pieces = _away(service, asked, spilled.route.reason)
+            answer = Answer(pieces, is_alive=_vitals(service, asked.record))
         else:
             answer = _begun_here(service, asked, turn, cloud)
         yield answer
@@ -92,12 +85,8 @@ def _begun_here(service: Service, asked: Asked, turn: Turn, cloud: Cloud) -> Ans
         turn.has_left = True
         return _away(service, asked, reason)
 
-    vitals = EngineVitals(service.engine, service.monotonic_s)
     return Answer(
-        _or_else(turn.pieces(), instead),
-        turn,
-        turn.note_served,
-        lambda: turn.has_left or vitals.is_alive(),
+        _or_else(turn.pieces(), instead), turn, turn.note_served, _vitals(service, asked.record)
     )
 
 
@@ -105,6 +94,12 @@ def _here(
     service: Service, asked: Asked, cloud: Cloud = nowhere
 ) -> AbstractAsyncContextManager[Turn]:
     return open_turn(service, asked.principal, asked.turn, asked.prompt, asked.record, cloud)
+
+
+def _vitals(service: Service, record: RequestRecord) -> Callable[[], bool]:
+    """Whoever has come back, too, hears nothing of an engine that hangs."""
+    vitals = EngineVitals(service.engine, service.monotonic_s)
+    return lambda: vitals.is_alive() or record.served_by != LOCAL
 
 
 async def _back_here(service: Service, asked: Asked) -> AsyncGenerator[Piece]:
@@ -115,11 +110,9 @@ async def _back_here(service: Service, asked: Asked) -> AsyncGenerator[Piece]:
 
 
 def _away(service: Service, asked: Asked, reason: Reason) -> AsyncGenerator[Piece]:
-    def instead(error: ReplyError) -> AsyncGenerator[Piece] | None:
-        return _back_here(service, asked) if isinstance(error, COMES_BACK) else None
-
-    targets = spill_targets(service, asked.turn)
-    return _or_else(_at(targets, reason.value, service, asked), instead)
+    """Whatever stands in the way there, a refusal of the request as well, need not do so here."""
+    pieces = _at(spill_targets(service, asked.turn), reason.value, service, asked)
+    return _or_else(pieces, lambda _: _back_here(service, asked))
 
 
 def _named(service: Service, asked: Asked) -> AsyncGenerator[Piece]:

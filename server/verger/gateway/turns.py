@@ -155,9 +155,9 @@ class Turn:
 
     def note_used(self) -> None:
         """Why it was served here; and what an answer that ended early has used: it counts as much
-        as one that was read."""
+        as one that was read. Once it has left, others have used more."""
         self.note_served()
-        if self.record.finish is None:
+        if self.record.finish is None and not self.has_left:
             found = [g.cached_tokens for g in self.generations if g.cached_tokens is not None]
             self.record.cached_tokens = max(found, default=None)
             self.record.completion_tokens = sum(r.completion_tokens for r in self.readers)
