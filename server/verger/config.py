@@ -113,6 +113,16 @@ class SpillConfig(Struct, frozen=True):
     min_intelligence: Annotated[str, Meta(min_length=1, max_length=100)] = "gpt-oss-20b"
 
 
+class LogConfig(Struct, frozen=True):
+    """Where the log goes. An empty `file` is standard error; `crash_file` is what standard error
+    itself was redirected to, an empty one is left alone."""
+
+    file: Annotated[str, Meta(max_length=1_000)] = ""
+    max_mib: Annotated[int, Meta(ge=1, le=10_240)] = 10
+    kept_files: Annotated[int, Meta(ge=1, le=100)] = 5
+    crash_file: Annotated[str, Meta(max_length=1_000)] = ""
+
+
 ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
@@ -146,6 +156,7 @@ _SECTIONS: Mapping[str, type[Struct]] = {
     "lan": LanConfig,
     "costs": CostsConfig,
     "spill": SpillConfig,
+    "log": LogConfig,
 }
 _FIELDS = {
     f"{section}.{field.name}": field
@@ -172,6 +183,7 @@ class Config:
     lan: LanConfig
     costs: CostsConfig
     spill: SpillConfig
+    log: LogConfig
     aliases: Mapping[str, str]
     providers: tuple[ProviderConfig, ...]
     """In the file's order, which is the order of preference."""
@@ -214,6 +226,7 @@ def _config(settings: dict[str, Setting]) -> Config:
         lan=msgspec.convert(_section(settings, "lan"), LanConfig),
         costs=msgspec.convert(_section(settings, "costs"), CostsConfig),
         spill=msgspec.convert(_section(settings, "spill"), SpillConfig),
+        log=msgspec.convert(_section(settings, "log"), LogConfig),
         aliases=_section(settings, "aliases"),
         providers=tuple(_section(settings, "providers").values()),
         settings=settings,

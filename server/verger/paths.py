@@ -49,6 +49,11 @@ def home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "verger"
 
 
+def in_home(path: str) -> Path:
+    """A path as the configuration names it: what is not absolute lies in the state folder."""
+    return home() / Path(path).expanduser()
+
+
 def config_file() -> Path:
     """The configuration that is read when no --config names another."""
     return home() / "config.toml"

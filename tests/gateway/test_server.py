@@ -27,6 +27,7 @@ from verger.gateway.server import (
     run,
 )
 from verger.gateway.settings import ServerSettings
+from verger.log import LogFile
 from verger.messages import Fatal
 from verger.model_folder import ModelFolder
 
@@ -168,6 +169,16 @@ def test_the_engine_is_told_what_to_load(tmp_path: Path) -> None:
         *("--model", str(tmp_path), "--model-id", MODEL_ID, "--max-rows", "3"),
         *("--target-itl-ms", "250.0", "--kv-bytes", "0"),
         *("--fake", str(tmp_path / "x")),
+    ]
+
+
+def test_the_engine_is_told_of_a_log_of_its_own(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "verger.log", 1 << 20, 3)
+    settings = ServerSettings(MODEL_ID, tmp_path, 4096, log_file=file)
+
+    assert engine_command(settings)[-6:] == [
+        *("--log-file", str(tmp_path / "verger-engine.log")),
+        *("--log-bytes", "1048576", "--log-kept-files", "3"),
     ]
 
 

@@ -11,7 +11,7 @@ import typer.main
 from starlette.routing import Route
 
 from tests.fakes import byte_tokenizer
-from verger import errors, paths
+from verger import errors, log, paths
 from verger.api import chat_body, status
 from verger.api.json_body import MAX_JSON_DEPTH
 from verger.cli.download import MAX_FRUITLESS
@@ -22,6 +22,7 @@ from verger.config import (
     CostsConfig,
     EngineConfig,
     LanConfig,
+    LogConfig,
     ServerConfig,
     SpillConfig,
 )
@@ -59,6 +60,7 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     "lan": LanConfig,
     "costs": CostsConfig,
     "spill": SpillConfig,
+    "log": LogConfig,
 }
 STATUS_STRUCTS: dict[str, type[msgspec.Struct]] = {
     "lan": status.Lan,
@@ -103,6 +105,12 @@ def test_every_setting_stands_in_the_readme_with_its_default() -> None:
     assert written == settings
     flags = {flag for row in rows for flag in quoted(row[2])}
     assert flags <= set(_commands()["verger serve"])
+
+
+def test_the_bounds_of_the_log_are_those_of_the_code() -> None:
+    assert f"({log.FILE_MODE:04o})" in README
+    assert f"more than {log.MAX_CRASH_BYTES >> 20} MiB of it is cut" in README
+    assert f"the last {log.KEPT_CRASH_BYTES >> 10} KiB" in README
 
 
 def test_every_variable_of_the_readme_is_read() -> None:

@@ -17,7 +17,7 @@ from verger.messages import PROTOCOL_VERSION, Drain, Fatal, FromEngine, Hello, T
 @pytest.fixture(autouse=True)
 def _keep_this_process_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr("verger.log.configure", lambda: None)
+    monkeypatch.setattr("verger.log.configure", lambda file: None)
 
 
 @pytest.fixture

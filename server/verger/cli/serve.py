@@ -1,5 +1,6 @@
 """`verger serve`: configuration and catalogue become ServerSettings; the gateway does the rest."""
 
+import logging
 import math
 import signal
 import sys
@@ -15,6 +16,7 @@ from verger.cli.machine import has_engine, machine_memory, model_places
 from verger.config import (
     SERVED_MODEL,
     Config,
+    LogConfig,
     ServerConfig,
     SpillConfig,
     is_loopback,
@@ -79,7 +81,7 @@ def serve(
     notices = [choice.notice, _access_notice(loaded.server.host, insecure_no_auth)]
     for notice in filter(None, notices):
         print(f"verger: {notice}", file=sys.stderr)
-    log.configure()
+    _open_log(loaded.log)
     # Imported late: the web stack costs every other command a quarter of a second.
     from verger.gateway.server import run
 
@@ -154,8 +156,27 @@ def settings_for(
         prices=prices,
         machine=None if mac is None else mac.assumed.machine(),
         limits=Limits(config.spill.ttft_objective_s, config.spill.max_wait_s),
+        log_file=_log_file(config.log),
         fake_script=fake,
     )
+
+
+def _open_log(settings: LogConfig) -> None:
+    """Standard error is for what a crash prints, where there is a file for all else."""
+    log.configure(_log_file(settings))
+    if settings.crash_file:
+        file = paths.in_home(settings.crash_file)
+        try:
+            log.trim(file)
+        except OSError as error:
+            reason = log.key_values(event="not_trimmed", file=file, reason=error.strerror)
+            logging.getLogger("verger.cli").warning(reason)
+
+
+def _log_file(settings: LogConfig) -> log.LogFile | None:
+    if not settings.file:
+        return None
+    return log.LogFile(paths.in_home(settings.file), settings.max_mib << 20, settings.kept_files)
 
 
 def _scored(spill: SpillConfig, prices: "Snapshot") -> str:

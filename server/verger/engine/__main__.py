@@ -42,7 +42,6 @@ def main(arguments: Sequence[str]) -> int:
     # gateway decides what they mean: it may drain the engine, which must live on until then.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    log.configure()
     options = _parse(arguments)
     connection = Connection.from_fd(options.fd)
     try:
@@ -56,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 def _serve(connection: Connection, options: argparse.Namespace) -> int:
     """The engine's outermost edge: whatever ends the loop becomes one Fatal."""
     try:
+        log.configure(_log_file(options))
         _run(connection, options)
     except ConnectionClosed:
         raise
@@ -67,6 +67,12 @@ def _serve(connection: Connection, options: argparse.Namespace) -> int:
         connection.send([Fatal(f"{type(error).__name__}: {error}")])
         return EXIT_FAILED
     return 0
+
+
+def _log_file(options: argparse.Namespace) -> log.LogFile | None:
+    if options.log_file is None:
+        return None
+    return log.LogFile(options.log_file, options.log_bytes, options.log_kept_files)
 
 
 def _run(connection: Connection, options: argparse.Namespace) -> None:
@@ -188,6 +194,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cache-dir", type=Path, help="where prefixes are kept; none: nowhere")
     parser.add_argument("--disk-bytes", type=int, default=0, help="the most in that folder")
     parser.add_argument("--disk-daily-bytes", type=int, default=0, help="the most written a day")
+    parser.add_argument("--log-file", type=Path, help="where to log; none: standard error")
+    parser.add_argument("--log-bytes", type=int, default=0, help="the most in that file; 0: no end")
+    parser.add_argument("--log-kept-files", type=int, default=0, help="how many are kept before it")
     parser.add_argument("--fake", type=Path, help="play this script instead of the model")
     return parser.parse_args(arguments)
 

@@ -150,6 +150,10 @@ def engine_command(settings: ServerSettings) -> list[str]:
         command += ["--cache-dir", str(settings.cache_dir)]
         command += ["--disk-bytes", str(settings.disk_bytes)]
         command += ["--disk-daily-bytes", str(settings.disk_daily_bytes)]
+    if settings.log_file is not None:
+        file = settings.log_file.beside("engine")
+        command += ["--log-file", str(file.path), "--log-bytes", str(file.max_bytes)]
+        command += ["--log-kept-files", str(file.kept_files)]
     if settings.fake_script is not None:
         command += ["--fake", str(settings.fake_script)]
     return command

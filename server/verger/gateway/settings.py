@@ -13,6 +13,7 @@ from verger.costs.prices import Snapshot
 from verger.gateway.providers import Provider
 from verger.gateway.routing import Limits
 from verger.lan.advertise import Backend
+from verger.log import LogFile
 from verger.messages import Sampling
 
 DEFAULT_PORT = 8374
@@ -89,5 +90,7 @@ class ServerSettings:
     """A model: whoever takes over a request must be as intelligent."""
     cloud_budget_usd: float = 0.0
     """For all providers and keys together, in a calendar month (UTC)."""
+    log_file: LogFile | None = None
+    """Beside it the engine keeps its own; None: both write to standard error."""
     fake_script: Path | None = None
     """Plays scripted answers instead of loading weights (for tests of clients)."""
