@@ -70,7 +70,7 @@ class _PrivateRotation(RotatingFileHandler):
     """The log says who asked when: it is not for everybody on this machine."""
 
     def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=_open_private)
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=_open_private)
 
 
 def _open_private(path: str, flags: int) -> int:

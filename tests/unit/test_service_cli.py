@@ -194,6 +194,8 @@ def test_logs_are_the_last_lines(verger: Verger, mac: FakeMac, tmp_path: Path) -
     assert verger("service", "logs", "-n", "2").out == "line 98\nline 99\n"
     assert len(verger("service", "logs").out.splitlines()) == 50
     assert verger("service", "logs", "-n", "10001").status == 2
+    mac.layout.server_log.write_text("event=ready\n")
+    assert verger("service", "logs").out == "event=ready\n"
 
 
 def test_where_the_service_answers_is_read_from_its_configuration(mac: FakeMac) -> None:

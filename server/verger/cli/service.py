@@ -135,8 +135,9 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 def logs(
     lines: Annotated[int, typer.Option("-n", min=1, max=MAX_LOG_LINES, help="How many.")] = 50,
 ) -> None:
-    """Print the last lines of the service's log."""
-    log = service_mac.this_mac().layout.crash_log
+    """Print the last lines of the service's log; before there is one, of what it died of."""
+    layout = service_mac.this_mac().layout
+    log = layout.server_log if layout.server_log.exists() else layout.crash_log
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)

@@ -69,8 +69,13 @@ class Layout:
 
     @property
     def log(self) -> Path:
-        """Where launchd puts what a crash prints."""
+        """Where the server keeps its log, and launchd puts what a crash prints."""
         return self.home / "log"
+
+    @property
+    def server_log(self) -> Path:
+        """What the server says, rotated by itself."""
+        return self.log / "verger.log"
 
     @property
     def crash_log(self) -> Path:
