@@ -7,11 +7,11 @@ has sent, and notices when its client leaves.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from tests.fault_plays import PLAYS, Exchange, Gone
+from tests.fault_plays import PLAYS, Exchange, Gone, Play
 
 KEY = "sk-of-the-tests"
 
@@ -21,6 +21,7 @@ class FaultProvider:
     """A running one."""
 
     url: str
+    plays: Mapping[str, Play] = field(default_factory=lambda: PLAYS)
     exchanges: list[Exchange] = field(default_factory=list)
     """Chat completions, in the order in which they came."""
     left: asyncio.Queue[Exchange] = field(default_factory=asyncio.Queue)
@@ -43,11 +44,11 @@ class FaultProvider:
         if exchange.headers.get("authorization") != f"Bearer {KEY}":
             await exchange.refuse(401, '{"error": {"message": "no such key"}}')
         elif exchange.path.endswith("/models"):
-            cards = [{"id": name} for name in PLAYS]
+            cards = [{"id": name} for name in self.plays]
             await exchange.refuse(200, json.dumps({"data": cards}))
         else:
             self.exchanges.append(exchange)
-            await PLAYS[exchange.model.partition(".")[0]](exchange)
+            await self.plays[exchange.model.partition(".")[0]](exchange)
 
 
 async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Exchange | None:
@@ -69,9 +70,9 @@ def _header(line: str) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def fault_provider() -> AsyncIterator[FaultProvider]:
+async def fault_provider(plays: Mapping[str, Play] = PLAYS) -> AsyncIterator[FaultProvider]:
     """Serve until the block is left."""
-    provider = FaultProvider("")
+    provider = FaultProvider("", plays)
     connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
