@@ -188,8 +188,10 @@ async def test_a_stream_that_cannot_be_paid_has_its_true_status(tmp_path: Path) 
         assert (await gateway.chat(model="first/correct", stream=True)).status_code == 402
 
 
-async def test_without_a_budget_of_all_nobody_is_asked_for_anything(tmp_path: Path) -> None:
-    """That is the default; not even the check is made."""
+async def test_without_a_budget_of_all_nobody_is_asked_for_anything(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is the default; not even the check is made, and the log says what is missing."""
     async with fault_provider() as server:
         provider = played_by(server, tmp_path, "first", PLAYS)
         unpaid = asyncio.Event()
@@ -207,6 +209,7 @@ async def test_without_a_budget_of_all_nobody_is_asked_for_anything(tmp_path: Pa
             response = await gateway.chat(model="first/correct")
         assert response.status_code == 503
         assert "the whole server" in response.json()["error"]["message"]
+        assert "see [spill] monthly_budget_usd in config.toml" in caplog.text
         assert server.exchanges == []
 
 

@@ -10,8 +10,11 @@ import pytest
 from tests.fault_provider import fault_provider
 from tests.gateway.clouds import cloud_gateway, played_by
 from tests.gateway.harness import Gateway
+from tests.gateway.offices import ask, busy_office
 from verger.config import load_config, reloaded
 from verger.gateway.fresh_settings import FreshSettings, settings_part
+from verger.gateway.principal import RoutePolicy
+from verger.gateway.routing import Limits
 
 pytestmark = pytest.mark.anyio
 
@@ -83,6 +86,19 @@ async def test_an_answer_that_has_begun_goes_on(tmp_path: Path) -> None:
             reload(gateway)
             # It stalls in the middle, which its own deadline ends: nobody else has.
             assert (await asking).json()["error"]["code"] == "upstream_interrupted"
+
+
+async def test_the_objective_and_the_longest_wait_are_taken_over(tmp_path: Path) -> None:
+    async with busy_office(tmp_path, route=RoutePolicy.ANY, limits=Limits(900, 900)) as office:
+        service = office.gateway.service
+        providers = service.cloud.providers
+        settings = replace(service.settings, limits=Limits(1, 900), providers=providers)
+        settings_part(service, lambda: FreshSettings(settings))()()
+        await service.cloud.wait_checked()
+        reply = await ask(office.gateway, stream=False)
+        status = (await office.gateway.http.get("/v1/status")).json()
+    reply.assert_served("cloud:first", "saturated")
+    assert status["admission"]["ttft_objective_s"] == 1
 
 
 def test_providers_and_budgets_need_no_restart(tmp_path: Path) -> None:

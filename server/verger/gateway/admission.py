@@ -180,6 +180,12 @@ class Admission:
         outlooks = self._observer.outlooks(self._engine.rates, self._max_rows)
         return max((outlook.forecast.wait_s for outlook in outlooks), default=0.0)
 
+    def replace_limits(self, limits: Limits) -> None:
+        """Others from now on, also for those that wait."""
+        if limits != self.limits:
+            self.limits = limits
+            self._spilling.clear()  # Each was measured by the old objective.
+
     async def close(self) -> None:
         """Look at nobody any more."""
         if self._reviewing is not None:

@@ -31,7 +31,7 @@ ReadSettings = Callable[[], FreshSettings]
 
 
 def settings_part(service: Service, read_settings: ReadSettings) -> Read:
-    """Replaces the service's settings, its TLS context and the providers, each as a whole."""
+    """Replaces the settings, with the admission's limits, the TLS context and the providers."""
 
     def read() -> Apply:
         fresh = read_settings()
@@ -42,6 +42,7 @@ def settings_part(service: Service, read_settings: ReadSettings) -> Read:
 
         def apply() -> None:
             service.settings, service.tls = fresh.settings, context
+            service.admission.replace_limits(fresh.settings.limits)
             service.cloud.replace(fresh.settings.providers)
             if fresh.needs_restart:
                 names = ",".join(fresh.needs_restart)

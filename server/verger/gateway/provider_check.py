@@ -30,6 +30,7 @@ TINY_TOKENS = 16
 TINY_PROMPT_TOKENS = 100
 """No template makes more of three words."""
 MAX_NAMED_MODELS = 3
+UNPAID = "the check cannot be paid (see [spill] monthly_budget_usd in config.toml)"
 
 _TINY = TurnRequest(
     Conversation((Message(Role.USER, "Say hi."),), effort=Effort.LOW),
@@ -70,7 +71,7 @@ async def check_provider(
     try:
         await _ask(backend, target, purse, budget_s)
     except (BudgetExhausted, LedgerUnavailable) as unpaid:
-        return _failed(target, f"the check cannot be paid: {unpaid}", is_final=False)
+        return _failed(target, f"{UNPAID}: {unpaid}", is_final=False)
     except UpstreamFailure as failure:
         return _judged(target, failure, listed)
     return Check(
