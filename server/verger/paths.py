@@ -86,6 +86,11 @@ def admin_sockets() -> tuple[Path, ...]:
     return (admin_socket(),)
 
 
+def run_file() -> Path:
+    """Whether the last server that ran has ended, and how."""
+    return home() / "run.json"
+
+
 def cache_dir() -> Path:
     """KV of prefixes that outlives a restart; may be deleted at any time."""
     return home() / "cache"

@@ -39,6 +39,7 @@ FACTS = GatewayFacts(
     model="m",
     state="ready",
     uptime_s=1.23456,
+    start_reason="power",
     lan=LAN,
     admission=ADMISSION,
     max_rows=16,
@@ -85,6 +86,7 @@ def test_every_figure_stands_in_its_place() -> None:
         "model": "m",
         "state": "ready",
         "uptime_s": 1.235,
+        "start_reason": "power",
         "lan": {
             "backend": "zeroconf",
             "name": "office-mini-2",

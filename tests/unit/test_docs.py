@@ -41,6 +41,7 @@ from verger.gateway.fairness import WEIGHTS
 from verger.gateway.keys import MAX_KEYS
 from verger.gateway.named import NAMED_MODEL
 from verger.gateway.providers import ANY_PROVIDER, load_kinds
+from verger.gateway.run_record import StartReason
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.gateway.submit_queue import BATCH_TURN_S, LOOK_AHEAD_ROWS, MAX_QUEUED
@@ -111,6 +112,11 @@ def test_the_bounds_of_the_log_are_those_of_the_code() -> None:
     assert f"({log.FILE_MODE:04o})" in README
     assert f"more than {log.MAX_CRASH_BYTES >> 20} MiB of it is cut" in README
     assert f"the last {log.KEPT_CRASH_BYTES >> 10} KiB" in README
+
+
+def test_every_reason_for_a_start_stands_in_the_readme() -> None:
+    (section,) = re.findall(r"^### The log\n(.*?)^## ", README, re.M | re.S)
+    assert {reason.value for reason in StartReason} <= set(quoted(section))
 
 
 def test_every_variable_of_the_readme_is_read() -> None:

@@ -135,6 +135,7 @@ class Status(Struct, frozen=True, kw_only=True):
     model: str
     state: str
     uptime_s: float
+    start_reason: str
     lan: Lan
     tls: bool
     rows: Rows
@@ -156,6 +157,7 @@ class GatewayFacts(Struct, frozen=True, kw_only=True):
     model: str
     state: str
     uptime_s: float
+    start_reason: str
     lan: Lan
     admission: Admission
     max_rows: int
@@ -178,6 +180,7 @@ def status_of(facts: GatewayFacts, stats: Stats | None) -> Status:
         model=facts.model,
         state=facts.state,
         uptime_s=round(facts.uptime_s, 3),
+        start_reason=facts.start_reason,
         lan=facts.lan,
         tls=facts.has_tls,
         rows=Rows(

@@ -152,6 +152,7 @@ def settings_for(
         disk_daily_bytes=_bytes(engine.disk_daily_gib),
         database_file=paths.database_file(),
         admin_socket=paths.admin_socket(),
+        run_file=paths.run_file(),
         is_insecure=is_insecure,
         prices=prices,
         machine=None if mac is None else mac.assumed.machine(),

@@ -93,6 +93,8 @@ class _Life:
     has_finished_request: bool = False
     is_heard: bool = False
     is_permanent: bool = False
+    is_hung: bool = False
+    """The watchdog has killed it."""
     reason: str = ""
     """Why it ended; how the process exited where nothing more is known."""
 
@@ -189,7 +191,10 @@ class EngineSupervisor:
                 return
             failures = 1 if self._was_healthy(life) else failures + 1
             self.failure = life.reason
-            logger.error(key_values(event="engine_ended", failures=failures, reason=life.reason))
+            cause = "watchdog" if life.is_hung else "crash"
+            logger.error(
+                key_values(event="engine_ended", cause=cause, failures=failures, reason=life.reason)
+            )
             if life.is_permanent or failures >= self._limits.max_failures:
                 self._become(EngineState.FAILED)
                 return
@@ -267,6 +272,7 @@ class EngineSupervisor:
             if silent_s >= (self._limits.load_s if is_loading else self._limits.silence_s):
                 what = "still loading after" if is_loading else "silent for"
                 life.reason = f"it was {what} {silent_s:.0f} s and was killed"
+                life.is_hung = True
                 process.kill()
                 return
 

@@ -24,6 +24,7 @@ from functools import partial
 
 import uvicorn
 
+from verger import __version__
 from verger.errors import (
     EXIT_CANNOT_START,
     ConfigError,
@@ -45,6 +46,7 @@ from verger.gateway.connection import CLOSE_S, KEEP_ALIVE_S, Connection, raw_rep
 from verger.gateway.engine_client import EngineClient
 from verger.gateway.fresh_settings import FreshSettings, ReadSettings, settings_part
 from verger.gateway.hosts import machine_names
+from verger.gateway.run_record import RunRecord, Start, read_boot_id
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.gateway.tls import tls_context
@@ -73,7 +75,11 @@ def run(settings: ServerSettings, read_settings: ReadSettings | None = None) -> 
     """
     raise_open_files(MAX_CONNECTIONS + SPARE_FILES)
     with listen(settings.host, settings.port) as listener:
+        record = None if settings.run_file is None else RunRecord(settings.run_file)
+        start = Start() if record is None else record.begin(read_boot_id())
+        logger.info(key_values(event="started", version=__version__, reason=start.reason.value))
         service = build_service(settings)
+        service.start = start
         read = read_settings or partial(FreshSettings, settings)
         service.reloader.add("configuration", settings_part(service, read))
         service.accounts.ledger.open()
@@ -82,6 +88,8 @@ def run(settings: ServerSettings, read_settings: ReadSettings | None = None) -> 
         scheme = "http" if service.tls is None else "https"
         logger.info(key_values(event="listening", url=f"{scheme}://{_bracketed(host)}:{port}/v1"))
         server.run(sockets=[listener])
+        if record is not None:
+            record.end(server.exit_code)
         return server.exit_code
 
 

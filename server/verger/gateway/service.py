@@ -27,6 +27,7 @@ from verger.gateway.engine_client import EngineClient
 from verger.gateway.key_ring import KeyRing
 from verger.gateway.ledger import Ledger
 from verger.gateway.reload import Reloader
+from verger.gateway.run_record import Start
 from verger.gateway.settings import ServerSettings
 from verger.log import key_values
 
@@ -55,6 +56,8 @@ class Service:
     """What SIGHUP reads again."""
     own_names: set[str] = field(default_factory=set)
     """What this machine is called, and what Bonjour calls it."""
+    start: Start = Start()
+    """Why the server was started."""
     cloud: Cloud = field(default_factory=Cloud)
     lan: Lan = NOT_ADVERTISED
     """What the network is being told, kept by `advertising`."""

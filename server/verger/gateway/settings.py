@@ -76,6 +76,8 @@ class ServerSettings:
     """Where keys and the ledger are kept; None: no keys, and a ledger in memory, for tests."""
     admin_socket: Path | None = None
     """Where the commands that manage this server reach it; None: nowhere."""
+    run_file: Path | None = None
+    """Where it is kept how runs end; None: nowhere."""
     is_insecure: bool = False
     """Nobody is asked for a key, whoever can reach the address."""
     prices: Snapshot = Snapshot()

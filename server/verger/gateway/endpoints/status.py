@@ -35,6 +35,7 @@ class ServerStatus:
             model=settings.model_id,
             state=DRAINING if service.is_draining else service.engine.state.value,
             uptime_s=service.monotonic_s() - service.started_s,
+            start_reason=service.start.reason.value,
             lan=service.lan,
             admission=_admission(service.admission),
             max_rows=settings.max_rows,
