@@ -31,7 +31,7 @@ from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.lan.advertise import Backend
 from verger.lan.records import Advert
-from verger.messages import PROTOCOL_VERSION, Hello
+from verger.messages import PROTOCOL_VERSION, Fatal, Hello
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +70,7 @@ class Stage:
 @asynccontextmanager
 async def staged(**changes: Any) -> AsyncIterator[Stage]:
     lan, time, engines = FakeLan(), FakeTime(), FakeEngines()
-    limits = RestartLimits(first_delay_s=0, max_delay_s=0, max_failures=2)
+    limits = RestartLimits(first_delay_s=0)
     engine = EngineClient(["fake"], Hello(PROTOCOL_VERSION, 0), limits, spawn=engines.spawn)
     vocabulary = Vocabulary.from_file_bytes(byte_tokenizer().to_str().encode())
     service = Service(replace(SETTINGS, **changes), vocabulary, engine, PinnedDates())
@@ -183,7 +183,8 @@ async def test_a_restart_of_the_engine_changes_nothing_and_its_end_withdraws() -
         await stage.look(5)
         assert stage.lan.verbs == ["start"]
 
-        second.exit(-9)
+        second.send(Fatal("broken", is_permanent=True))
+        second.exit(3)
         with pytest.raises(EngineUnavailable):
             await stage.service.engine.wait_ready(30)
         await stage.look(2)

@@ -13,6 +13,7 @@ from tests.fault_plays import TEXT
 from tests.fault_provider import FaultProvider, fault_provider
 from tests.gateway.clouds import ALLOWED, cloud_gateway, played_by
 from tests.gateway.harness import MODEL_ID, Gateway
+from verger.errors import EngineUnavailable
 from verger.gateway.principal import RoutePolicy
 
 pytestmark = pytest.mark.anyio
@@ -65,6 +66,28 @@ async def test_while_it_is_down_too_and_no_longer_when_it_is_back(tmp_path: Path
         await engine.answer("<|start|>assistant<|channel|>final<|message|>hi<|return|>")
         assert (await asking).headers["x-verger-served-by"] == "local"
         assert len(server.exchanges) == asked
+
+
+async def test_in_safe_mode_a_provider_answers_and_who_stays_here_is_told_why(
+    tmp_path: Path,
+) -> None:
+    async with spilling(tmp_path) as (gateway, _):
+        for _ in range(3):
+            engine = await gateway.next_engine()
+            await engine.greeted.wait()
+            engine.die()
+        with pytest.raises(EngineUnavailable):
+            await gateway.service.engine.wait_ready(30)
+
+        assert (await ask(gateway)).headers["x-verger-reason"] == "engine-down"
+        refused = await ask(gateway, **{"x-verger-route": "local-only"})
+        assert refused.status_code == 503
+        assert "safe mode" in refused.json()["error"]["message"]
+        assert 590 <= int(refused.headers["retry-after"]) <= 600
+        status = (await gateway.http.get("/v1/status")).json()
+        assert (status["state"], status["next_probe_s"] > 590) == ("safe_mode", True)
+        assert "safe mode" in (await gateway.http.get("/readyz")).text
+        assert not gateway.serving.done()
 
 
 async def test_what_stays_at_home_is_told_that_the_engine_loads(tmp_path: Path) -> None:

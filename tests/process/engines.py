@@ -11,7 +11,7 @@ from verger.gateway.engine_client import EngineClient, RestartLimits
 from verger.messages import PROTOCOL_VERSION, Finished, Hello, RowTokens, Submit
 
 WAIT_S = 30.0
-LIMITS = RestartLimits(first_delay_s=0.01, max_failures=2)
+LIMITS = RestartLimits(first_delay_s=0.01)
 TOKENIZER = byte_tokenizer()
 STOP_IDS = [special_id("<|return|>"), special_id("<|call|>")]
 HELLO = Hello(PROTOCOL_VERSION, special_id("<|message|>"))

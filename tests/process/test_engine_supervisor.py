@@ -33,9 +33,6 @@ LIMITS = RestartLimits(
     silence_s=30.0,
     load_s=90.0,
     first_delay_s=1.0,
-    max_delay_s=2.5,
-    max_failures=4,
-    healthy_s=60.0,
 )
 CHECK_S = LIMITS.silence_s / SILENCE_CHECKS
 
@@ -124,55 +121,45 @@ async def test_wait_ready_waits_through_a_restart(world: World) -> None:
     assert await waiting == READY
 
 
-async def test_restarts_back_off_and_end(world: World) -> None:
+async def into_safe_mode(world: World) -> None:
     await world.client.start()
-    delays_s = []
-    for failure in range(1, LIMITS.max_failures + 1):
+    for failure in range(1, 4):
         engine = await world.engines.next()
         engine.send(Fatal(f"failure {failure}"))
         engine.exit(1)
-        if failure < LIMITS.max_failures:
-            delays_s.append(await world.backoff_s())
-            await world.time.advance(delays_s[-1])
-    with pytest.raises(EngineUnavailable, match="cannot run: failure 4"):
-        await world.client.wait_ready(WAIT_S)
-    assert delays_s == [1.0, 2.0, 2.5]
-    assert world.client.state is EngineState.FAILED
-    with pytest.raises(EngineUnavailable, match="failure 4"):
+        assert await world.backoff_s() == (1.0, 2.0, 600.0)[failure - 1]
+        if failure < 3:
+            await world.time.advance(2.0)
+
+
+async def test_an_engine_that_dies_again_and_again_is_only_probed(world: World) -> None:
+    await into_safe_mode(world)
+    assert world.client.state is EngineState.SAFE_MODE
+    assert world.client.next_probe_s == 600
+    with pytest.raises(
+        EngineUnavailable, match="safe mode: .* failure 3.* again in 600 s"
+    ) as raised:
         await world.client.generate(SUBMIT).__aenter__()
-
-
-@pytest.mark.parametrize(("ready_s", "is_healthy"), [(59.0, False), (60.0, True)])
-async def test_an_engine_that_ran_for_long_starts_a_new_count(
-    world: World, ready_s: float, is_healthy: bool
-) -> None:
-    await world.client.start()
+    assert raised.value.retry_after_s == 600
+    with pytest.raises(EngineUnavailable, match="safe mode"):
+        await world.client.wait_ready(WAIT_S)
+    await world.time.advance(599.0)
+    assert len(world.engines.commands) == 3
+    await world.time.advance(1.0)
     (await world.engines.next()).exit(1)
-    await world.time.advance(await world.backoff_s())
-    engine = await world.engines.next_ready()
-    await world.client.wait_ready(WAIT_S)
-    for _ in range(int(ready_s)):
-        engine.send(Heartbeat(0))
-        await settle()
-        await world.time.advance(1.0)
-    engine.exit(1)
-    assert await world.backoff_s() == (1.0 if is_healthy else 2.0)
+    assert await world.backoff_s() == 1_200
+    assert world.client.state is EngineState.SAFE_MODE
 
 
-@pytest.mark.parametrize("reason", [FinishReason.STOP, FinishReason.CANCELLED])
-async def test_an_engine_that_finished_a_request_starts_a_new_count(
-    world: World, reason: FinishReason
-) -> None:
-    await world.client.start()
-    (await world.engines.next()).exit(1)
-    await world.time.advance(await world.backoff_s())
+async def test_a_probe_that_becomes_ready_serves_again(world: World) -> None:
+    await into_safe_mode(world)
+    await world.time.advance(600.0)
     engine = await world.engines.next_ready()
-    await world.client.wait_ready(WAIT_S)
+    await settle()
+    assert (await world.client.wait_ready(WAIT_S), world.client.next_probe_s) == (READY, None)
     async with world.client.generate(SUBMIT) as generation:
-        engine.send(Finished(generation.request_id, reason, 3, 0))
+        engine.send(Finished(generation.request_id, FinishReason.STOP, 3, 0))
         assert len([event async for event in generation]) == 1
-    engine.exit(1)
-    assert await world.backoff_s() == (1.0 if reason is FinishReason.STOP else 2.0)
 
 
 async def test_a_permanent_failure_is_not_retried(world: World) -> None:
@@ -271,9 +258,11 @@ async def test_stop_ends_what_does_not_drain_in_time(world: World) -> None:
     await stopping
 
 
-@pytest.mark.parametrize("phase", ["unstarted", "loading", "backoff", "failed"])
+@pytest.mark.parametrize("phase", ["unstarted", "loading", "backoff", "safe", "failed"])
 async def test_stop_ends_every_phase(world: World, phase: str) -> None:
-    if phase != "unstarted":
+    if phase == "safe":
+        await into_safe_mode(world)
+    elif phase != "unstarted":
         await world.client.start()
         engine = await world.engines.next()
     if phase == "backoff":

@@ -40,6 +40,7 @@ FACTS = GatewayFacts(
     state="ready",
     uptime_s=1.23456,
     start_reason="power",
+    next_probe_s=None,
     lan=LAN,
     admission=ADMISSION,
     max_rows=16,
@@ -87,6 +88,7 @@ def test_every_figure_stands_in_its_place() -> None:
         "state": "ready",
         "uptime_s": 1.235,
         "start_reason": "power",
+        "next_probe_s": None,
         "lan": {
             "backend": "zeroconf",
             "name": "office-mini-2",

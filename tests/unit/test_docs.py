@@ -29,7 +29,7 @@ from verger.config import (
 from verger.connect.entries import load_clients
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
-from verger.gateway import acceptor, breaker, connection, failover, receive, routing
+from verger.gateway import acceptor, breaker, connection, failover, receive, routing, safe_mode
 from verger.gateway.advertising import CHECK_S
 from verger.gateway.app import create_app
 from verger.gateway.authentication import MAX_WRONG_KEYS
@@ -112,6 +112,16 @@ def test_the_bounds_of_the_log_are_those_of_the_code() -> None:
     assert f"({log.FILE_MODE:04o})" in README
     assert f"more than {log.MAX_CRASH_BYTES >> 20} MiB of it is cut" in README
     assert f"the last {log.KEPT_CRASH_BYTES >> 10} KiB" in README
+
+
+def test_the_times_of_safe_mode_are_those_of_the_code() -> None:
+    (section,) = re.findall(r"^### Safe mode\n(.*?)^## ", README, re.M | re.S)
+    text = " ".join(section.split())
+    assert safe_mode.CRASHES == 3
+    assert f"three times within {safe_mode.WINDOW_S / 60:g} minutes" in text
+    first, second, third, last = (seconds / 60 for seconds in safe_mode.PROBES_S)
+    assert f"after {first:g} minutes, then after {second:g}, {third:g}, and each {last:g};" in text
+    assert f"ready for {safe_mode.HEALTHY_S / 60:g} minutes" in text
 
 
 def test_every_reason_for_a_start_stands_in_the_readme() -> None:

@@ -136,6 +136,7 @@ class Status(Struct, frozen=True, kw_only=True):
     state: str
     uptime_s: float
     start_reason: str
+    next_probe_s: float | None
     lan: Lan
     tls: bool
     rows: Rows
@@ -158,6 +159,7 @@ class GatewayFacts(Struct, frozen=True, kw_only=True):
     state: str
     uptime_s: float
     start_reason: str
+    next_probe_s: float | None
     lan: Lan
     admission: Admission
     max_rows: int
@@ -181,6 +183,7 @@ def status_of(facts: GatewayFacts, stats: Stats | None) -> Status:
         state=facts.state,
         uptime_s=round(facts.uptime_s, 3),
         start_reason=facts.start_reason,
+        next_probe_s=_rounded_s(facts.next_probe_s),
         lan=facts.lan,
         tls=facts.has_tls,
         rows=Rows(
@@ -252,6 +255,10 @@ def _prefill(target_itl_ms: float, prefill: PrefillStats) -> Prefill:
         meets_target=prefill.meets_target,
         note=None if prefill.meets_target else note,
     )
+
+
+def _rounded_s(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _ratio(part: int, whole: int) -> float | None:

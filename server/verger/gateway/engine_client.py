@@ -11,6 +11,7 @@ the next ones in.
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -30,6 +31,7 @@ from verger.gateway.generation import Event, Generation
 from verger.gateway.hits import Hits, LookUps
 from verger.gateway.principal import ANONYMOUS, Principal
 from verger.gateway.rates import RateFit, Rates
+from verger.gateway.safe_mode import CRASHES, WINDOW_S
 from verger.gateway.submit_queue import MAX_QUEUED, Choices, Origin, SubmitQueue
 from verger.messages import (
     BACKGROUND,
@@ -115,6 +117,11 @@ class EngineClient:
     def failure(self) -> str:
         """Why the last engine ended; empty as long as none did."""
         return self._supervisor.failure
+
+    @property
+    def next_probe_s(self) -> float | None:
+        """In safe mode, how long until the engine is tried again; else None."""
+        return self._supervisor.next_probe_s
 
     @property
     def pid(self) -> int | None:
@@ -328,6 +335,13 @@ class EngineClient:
             return EngineUnavailable("Verger is shutting down.")
         if self.state is EngineState.FAILED:
             return EngineUnavailable(f"The engine cannot run: {self.failure}")
+        if (probe_s := self.next_probe_s) is not None:
+            return EngineUnavailable(
+                f"Verger is in safe mode: the engine ended {CRASHES} times within "
+                f"{WINDOW_S / 60:.0f} minutes, at last: {self.failure}. It is tried again in "
+                f"{math.ceil(probe_s)} s, or at once if Verger is restarted.",
+                retry_after_s=max(1, math.ceil(probe_s)),
+            )
         message = "The model is still being loaded. Try again in a few seconds."
         if self.state is EngineState.RESTARTING:
             message = "The engine stopped and is being restarted. Send the request again."

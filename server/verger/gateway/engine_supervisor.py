@@ -1,12 +1,14 @@
-"""Keeps an engine alive: spawns it, reads it, watches for silence, restarts it with backoff.
+"""Keeps an engine alive: spawns it, reads it, watches for silence, restarts it.
 
 Owned by `engine_client.py`, which gets every frame and is told of every death. Must not know
 requests, HTTP or what the tokens mean.
 
     STARTING ──► READY ◄──► RESTARTING ◄─┐
-        │                    │    │  └───┘   died again before it was ready
-        └────────────────────┘    └──► FAILED    permanent, or too many failures in a row
-                                       STOPPED   from any state, by stop()
+        │                    │  │ ▲  └───┘       died again before it was ready
+        └────────────────────┘  │ ▼
+                                │ SAFE_MODE      died too often (`safe_mode.py`); left by a probe
+                                └──► FAILED      permanent
+                                     STOPPED     from any state, by stop()
 """
 
 import asyncio
@@ -17,13 +19,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from verger.gateway.engine_process import EngineProcess, ProtocolError, spawn
+from verger.gateway.safe_mode import RestartPolicy
 from verger.log import key_values
 from verger.messages import (
     PROTOCOL_VERSION,
     Drain,
     Fatal,
-    Finished,
-    FinishReason,
     FromEngine,
     Hello,
     Ready,
@@ -45,6 +46,7 @@ class EngineState(Enum):
     STARTING = "starting"
     READY = "ready"
     RESTARTING = "restarting"
+    SAFE_MODE = "safe_mode"
     FAILED = "failed"
     STOPPED = "stopped"
 
@@ -60,9 +62,11 @@ _MOVES = {
     EngineState.RESTARTING: (
         EngineState.READY,
         EngineState.RESTARTING,
+        EngineState.SAFE_MODE,
         EngineState.FAILED,
         EngineState.STOPPED,
     ),
+    EngineState.SAFE_MODE: (EngineState.RESTARTING, EngineState.STOPPED),
     EngineState.FAILED: (EngineState.STOPPED,),
     EngineState.STOPPED: (),
 }
@@ -70,19 +74,14 @@ _MOVES = {
 
 @dataclass(frozen=True, slots=True)
 class RestartLimits:
-    """When an engine is given up. A failure is a death before the engine proved its health."""
+    """When an engine is killed, and how soon it is started again."""
 
     silence_s: float = 30.0
     """An engine that sends nothing for so long, not even a heartbeat, is killed."""
     load_s: float = 900.0
     """The same while it loads the model, when it cannot send heartbeats."""
     first_delay_s: float = 0.25
-    """Doubled at each further failure in a row."""
-    max_delay_s: float = 30.0
-    max_failures: int = 5
-    """After so many in a row there is no further restart."""
-    healthy_s: float = 60.0
-    """Ready for so long, or having finished a request, proves an engine's health."""
+    """Doubled at a further death; what comes after that is for `safe_mode.py` to say."""
 
 
 @dataclass(slots=True)
@@ -90,7 +89,6 @@ class _Life:
     """What became of one engine process."""
 
     ready_at_s: float | None = None
-    has_finished_request: bool = False
     is_heard: bool = False
     is_permanent: bool = False
     is_hung: bool = False
@@ -128,6 +126,7 @@ class EngineSupervisor:
         self._clock = clock
         self._sleep = sleep
         self._process: EngineProcess | None = None
+        self._probe_s = 0.0
         self._is_decided = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -135,6 +134,13 @@ class EngineSupervisor:
     def pid(self) -> int | None:
         """The engine's process id, None while there is none."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def next_probe_s(self) -> float | None:
+        """In safe mode, how long until the engine is tried again; else None."""
+        if self.state is not EngineState.SAFE_MODE:
+            return None
+        return max(0.0, self._probe_s - self._clock())
 
     def start(self) -> None:
         """Start the engine in the background."""
@@ -148,7 +154,7 @@ class EngineSupervisor:
         self._process.send(frame)
 
     async def wait_decided(self) -> None:
-        """Wait through starts and restarts until the state is READY, FAILED or STOPPED."""
+        """Wait through starts and restarts until it is READY, SAFE_MODE, FAILED or STOPPED."""
         await self._is_decided.wait()
 
     async def stop(self, drain_s: float) -> None:
@@ -184,21 +190,34 @@ class EngineSupervisor:
                 self._become(EngineState.FAILED)
 
     async def _supervise(self) -> None:
-        failures = 0
+        policy = RestartPolicy(self._limits.first_delay_s)
         while True:
             life = await self._live()
             if self.state is EngineState.STOPPED:
                 return
-            failures = 1 if self._was_healthy(life) else failures + 1
             self.failure = life.reason
             cause = "watchdog" if life.is_hung else "crash"
-            logger.error(
-                key_values(event="engine_ended", cause=cause, failures=failures, reason=life.reason)
-            )
-            if life.is_permanent or failures >= self._limits.max_failures:
+            logger.error(key_values(event="engine_ended", cause=cause, reason=life.reason))
+            if life.is_permanent:
                 self._become(EngineState.FAILED)
                 return
-            await self._sleep(self._delay_s(failures))
+            now_s = self._clock()
+            ready_s = 0.0 if life.ready_at_s is None else now_s - life.ready_at_s
+            delay_s = policy.delay_s(now_s, ready_s)
+            if policy.is_safe:
+                await self._pause(now_s + delay_s, delay_s)
+            else:
+                await self._sleep(delay_s)
+
+    async def _pause(self, until_s: float, delay_s: float) -> None:
+        """Safe mode, until a probe."""
+        self._probe_s = until_s
+        self._become(EngineState.SAFE_MODE)
+        logger.error(key_values(event="safe_mode", next_probe_s=delay_s, reason=self.failure))
+        await self._sleep(delay_s)
+        if self.state is EngineState.SAFE_MODE:
+            self._become(EngineState.RESTARTING)
+            logger.warning("event=safe_mode_probe")
 
     async def _live(self) -> _Life:
         """One engine, from its start until it is reaped."""
@@ -252,8 +271,6 @@ class EngineSupervisor:
                 life.reason = frame.message
                 life.is_permanent = frame.is_permanent
             case _:
-                if isinstance(frame, Finished) and frame.reason is not FinishReason.CANCELLED:
-                    life.has_finished_request = True
                 self._on_frame(frame)
 
     async def _watch(self, process: EngineProcess, life: _Life) -> None:
@@ -275,13 +292,3 @@ class EngineSupervisor:
                 life.is_hung = True
                 process.kill()
                 return
-
-    def _was_healthy(self, life: _Life) -> bool:
-        if life.ready_at_s is None:
-            return False
-        ready_s = self._clock() - life.ready_at_s
-        return life.has_finished_request or ready_s >= self._limits.healthy_s
-
-    def _delay_s(self, failures: int) -> float:
-        delay_s = self._limits.first_delay_s * 2.0 ** (failures - 1)
-        return min(delay_s, self._limits.max_delay_s)

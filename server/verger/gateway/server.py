@@ -43,7 +43,7 @@ from verger.gateway.advertising import Advertising
 from verger.gateway.app import create_app
 from verger.gateway.cloud import Cloud
 from verger.gateway.connection import CLOSE_S, KEEP_ALIVE_S, Connection, raw_reply
-from verger.gateway.engine_client import EngineClient
+from verger.gateway.engine_client import EngineClient, EngineState
 from verger.gateway.fresh_settings import FreshSettings, ReadSettings, settings_part
 from verger.gateway.hosts import machine_names
 from verger.gateway.run_record import RunRecord, Start, read_boot_id
@@ -273,6 +273,9 @@ class GatewayServer(uvicorn.Server):
         try:
             ready = await self._service.engine.wait_ready(MAX_LOAD_S)
         except EngineUnavailable as error:
+            if self._service.engine.state is EngineState.SAFE_MODE:
+                # To exit would only have it loaded, and end, again: the cloud can be served.
+                return
             logger.error(key_values(event="cannot_start", reason=error.message))
             self.exit_code = EXIT_CANNOT_START
             self.should_exit = True

@@ -39,5 +39,7 @@ class Health:
         if service.is_draining:
             return "Verger is shutting down."
         if service.engine.state is not EngineState.READY:
+            if service.engine.state is EngineState.SAFE_MODE:
+                return "The engine is in safe mode, as it ended too often: see /v1/status."
             return f"The engine is {service.engine.state.value}."
         return None
