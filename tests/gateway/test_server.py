@@ -19,6 +19,7 @@ from verger.catalogue import ModelChoice
 from verger.cli.serve import settings_for
 from verger.config import load_config
 from verger.errors import EXIT_CANNOT_START, ConfigError, ModelFolderError, PortInUse
+from verger.gateway.run_record import Start, StartReason
 from verger.gateway.server import (
     SEND_BUFFER_BYTES,
     build_service,
@@ -170,6 +171,16 @@ def test_the_engine_is_told_what_to_load(tmp_path: Path) -> None:
         *("--target-itl-ms", "250.0", "--kv-bytes", "0"),
         *("--fake", str(tmp_path / "x")),
     ]
+
+
+@pytest.mark.parametrize("is_cautious", [True, False])
+def test_the_engine_is_told_to_be_cautious(tmp_path: Path, is_cautious: bool) -> None:
+    write_model_folder(tmp_path)
+    settings = ServerSettings(MODEL_ID, tmp_path, 4096)
+    command = engine_command(settings, is_cautious=is_cautious)
+    assert ("--cautious" in command) is is_cautious
+    start = Start(StartReason.POWER, is_cautious)
+    assert build_service(settings, start).start == start
 
 
 def test_the_engine_is_told_of_a_log_of_its_own(tmp_path: Path) -> None:

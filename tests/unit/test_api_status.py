@@ -40,6 +40,7 @@ FACTS = GatewayFacts(
     state="ready",
     uptime_s=1.23456,
     start_reason="power",
+    cautious=True,
     next_probe_s=None,
     lan=LAN,
     admission=ADMISSION,
@@ -88,6 +89,7 @@ def test_every_figure_stands_in_its_place() -> None:
         "state": "ready",
         "uptime_s": 1.235,
         "start_reason": "power",
+        "cautious": True,
         "next_probe_s": None,
         "lan": {
             "backend": "zeroconf",

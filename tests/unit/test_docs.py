@@ -27,6 +27,7 @@ from verger.config import (
     SpillConfig,
 )
 from verger.connect.entries import load_clients
+from verger.engine.__main__ import CAUTIOUS_CHUNK_TOKENS, CAUTIOUS_DIVISOR
 from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway import acceptor, breaker, connection, failover, receive, routing, safe_mode
@@ -122,6 +123,8 @@ def test_the_times_of_safe_mode_are_those_of_the_code() -> None:
     first, second, third, last = (seconds / 60 for seconds in safe_mode.PROBES_S)
     assert f"after {first:g} minutes, then after {second:g}, {third:g}, and each {last:g};" in text
     assert f"ready for {safe_mode.HEALTHY_S / 60:g} minutes" in text
+    assert f"1/{CAUTIOUS_DIVISOR} of the memory for KV" in text
+    assert f"chunks of at most {CAUTIOUS_CHUNK_TOKENS} tokens" in text
 
 
 def test_every_reason_for_a_start_stands_in_the_readme() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from tests.fakes import write_model_folder
 from verger.engine import __main__ as engine
 from verger.errors import EXIT_CANNOT_START, EXIT_USAGE
-from verger.messages import PROTOCOL_VERSION, Drain, Fatal, FromEngine, Hello, ToEngine
+from verger.messages import PROTOCOL_VERSION, Drain, Fatal, FromEngine, Hello, Ready, ToEngine
 
 
 @pytest.fixture(autouse=True)
@@ -129,3 +130,34 @@ def test_wrong_flags_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
         engine.main(["--fd", "x"])
     assert ending.value.code == EXIT_USAGE
     assert "--fd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "flags", "context_tokens"),
+    [(34, [], 34_304), (34, ["--cautious"], 16_896), (5, ["--cautious"], 4_096)],
+    ids=["usual", "half", "just enough"],
+)
+def test_caution_halves_the_memory_for_kv(
+    ends: tuple[socket.socket, int],
+    tmp_path: Path,
+    free_mib: int,
+    flags: list[str],
+    context_tokens: int,
+) -> None:
+    """A block of 4,096 positions takes 4 MiB; where there is hardly more, caution takes nothing."""
+    gateway, fd = ends
+    frames: list[FromEngine] = []
+
+    def drain_once_ready() -> None:
+        frames.append(receive(gateway))
+        send(gateway, Drain())
+
+    send(gateway, Hello(PROTOCOL_VERSION, 5))
+    draining = threading.Thread(target=drain_once_ready, daemon=True)
+    draining.start()
+    script = f"context_tokens = 100000\nfree_bytes = {free_mib << 20}"
+    assert run(fd, write_model_folder(tmp_path), script, *flags) == 0
+    draining.join(10)
+    (ready,) = frames
+    assert isinstance(ready, Ready)
+    assert ready.context_tokens == context_tokens

@@ -136,6 +136,7 @@ class Status(Struct, frozen=True, kw_only=True):
     state: str
     uptime_s: float
     start_reason: str
+    cautious: bool
     next_probe_s: float | None
     lan: Lan
     tls: bool
@@ -159,6 +160,7 @@ class GatewayFacts(Struct, frozen=True, kw_only=True):
     state: str
     uptime_s: float
     start_reason: str
+    cautious: bool
     next_probe_s: float | None
     lan: Lan
     admission: Admission
@@ -183,6 +185,7 @@ def status_of(facts: GatewayFacts, stats: Stats | None) -> Status:
         state=facts.state,
         uptime_s=round(facts.uptime_s, 3),
         start_reason=facts.start_reason,
+        cautious=facts.cautious,
         next_probe_s=_rounded_s(facts.next_probe_s),
         lan=facts.lan,
         tls=facts.has_tls,

@@ -31,6 +31,10 @@ from verger.messages import PROTOCOL_VERSION, Fatal, Hello, Ready
 HELLO_WAIT_S = 60.0
 MIN_CONTEXT_TOKENS = BLOCK_TOKENS
 """Less than a block of KV serves nobody."""
+CAUTIOUS_DIVISOR = 2
+"""So much less KV after the machine went down, which GPU memory may have caused ..."""
+CAUTIOUS_CHUNK_TOKENS = 512
+"""... and no larger chunks."""
 EXIT_FAILED = 1
 
 logger = logging.getLogger("verger.engine")
@@ -82,8 +86,8 @@ def _run(connection: Connection, options: argparse.Namespace) -> None:
     scheduler = Scheduler(
         runner.kv,
         context_tokens=runner.context_tokens,
-        limit_bytes=options.kv_bytes or runner.free_bytes,
-        pacer=Pacer(options.target_itl_ms / 1000, options.prefill_chunk),
+        limit_bytes=_kv_limit_bytes(options, runner),
+        pacer=Pacer(options.target_itl_ms / 1000, _chunk_tokens(options)),
         caches=options.prefix_cache,
         fingerprint=runner.fingerprint,
     )
@@ -95,6 +99,20 @@ def _run(connection: Connection, options: argparse.Namespace) -> None:
     Loop(connection, runner, scheduler, time.monotonic, disk).run()
     if disk is not None:
         disk.close(time.sleep)
+
+
+def _kv_limit_bytes(options: argparse.Namespace, runner: Runner) -> int:
+    limit_bytes: int = options.kv_bytes or runner.free_bytes
+    if not options.cautious:
+        return limit_bytes
+    # Caution must not keep a machine from starting that has just enough.
+    least_bytes = runner.kv.ring_bytes + MIN_CONTEXT_TOKENS * runner.kv.token_bytes
+    return max(limit_bytes // CAUTIOUS_DIVISOR, min(limit_bytes, least_bytes))
+
+
+def _chunk_tokens(options: argparse.Namespace) -> int:
+    tokens: int = options.prefill_chunk
+    return min(tokens, CAUTIOUS_CHUNK_TOKENS) if options.cautious else tokens
 
 
 def _open_disk(
@@ -190,6 +208,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--target-itl-ms", type=float, default=250.0, help="what a step beside streams may take"
     )
     parser.add_argument("--kv-bytes", type=int, default=0, help="for all KV; 0: what is free")
+    parser.add_argument("--cautious", action="store_true", help="half of the KV, small chunks")
     parser.add_argument("--no-prefix-cache", dest="prefix_cache", action="store_false")
     parser.add_argument("--cache-dir", type=Path, help="where prefixes are kept; none: nowhere")
     parser.add_argument("--disk-bytes", type=int, default=0, help="the most in that folder")

@@ -63,6 +63,8 @@ so that such a client would hardly ever be noticed."""
 SPARE_FILES = 256
 """File descriptors for all that is no client's connection."""
 MAX_LOAD_S = 900.0
+UNKNOWN = Start()
+"""Why a server was started of which no record is kept."""
 
 # The log line of the request already says that its stream was cut off, and why.
 _CUT_OFF = "ASGI callable returned without completing response."
@@ -78,8 +80,9 @@ def run(settings: ServerSettings, read_settings: ReadSettings | None = None) -> 
         record = None if settings.run_file is None else RunRecord(settings.run_file)
         start = Start() if record is None else record.begin(read_boot_id())
         logger.info(key_values(event="started", version=__version__, reason=start.reason.value))
-        service = build_service(settings)
-        service.start = start
+        if start.is_cautious:
+            logger.warning("event=cautious_limits")
+        service = build_service(settings, start)
         read = read_settings or partial(FreshSettings, settings)
         service.reloader.add("configuration", settings_part(service, read))
         service.accounts.ledger.open()
@@ -121,7 +124,7 @@ def raise_open_files(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
-def build_service(settings: ServerSettings) -> Service:
+def build_service(settings: ServerSettings, start: Start = UNKNOWN) -> Service:
     """Read the vocabulary and the certificate, describe the engine; starts nothing."""
     try:
         tokenizer_json = (settings.model_folder / "tokenizer.json").read_bytes()
@@ -133,25 +136,28 @@ def build_service(settings: ServerSettings) -> Service:
         message_id=vocabulary.special(Special.MESSAGE.value),
         special_ids=sorted(vocabulary.specials),
     )
-    engine = EngineClient(engine_command(settings), hello)
+    engine = EngineClient(engine_command(settings, is_cautious=start.is_cautious), hello)
     return Service(
         settings,
         vocabulary,
         engine,
         PinnedDates(),
+        start=start,
         cloud=Cloud(settings.providers),
         tls=None if settings.tls is None else tls_context(settings.tls),
         own_names=set(machine_names()),
     )
 
 
-def engine_command(settings: ServerSettings) -> list[str]:
+def engine_command(settings: ServerSettings, *, is_cautious: bool = False) -> list[str]:
     """The engine's command line. -P: a folder named verger in the working directory is not us."""
     command = [sys.executable, "-P", "-m", "verger.engine"]
     command += ["--model", str(settings.model_folder), "--model-id", settings.model_id]
     command += ["--max-rows", str(settings.max_rows)]
     command += ["--target-itl-ms", str(settings.target_itl_ms)]
     command += ["--kv-bytes", str(settings.kv_bytes)]
+    if is_cautious:
+        command += ["--cautious"]
     if not settings.has_prefix_cache:
         command += ["--no-prefix-cache"]
     if settings.cache_dir is not None:

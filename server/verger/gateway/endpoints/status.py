@@ -36,6 +36,7 @@ class ServerStatus:
             state=DRAINING if service.is_draining else service.engine.state.value,
             uptime_s=service.monotonic_s() - service.started_s,
             start_reason=service.start.reason.value,
+            cautious=service.start.is_cautious,
             next_probe_s=service.engine.next_probe_s,
             lan=service.lan,
             admission=_admission(service.admission),
