@@ -54,7 +54,7 @@ class FakeMac:
 
     @property
     def executor(self) -> Executor:
-        return Executor(self, self.pauses.append, self.said.append)
+        return Executor(self, self.pauses.append, self.said.append, live=self)
 
     def mac(self) -> Mac:
         return Mac(self.layout, self, self.executor, is_root=lambda: True)

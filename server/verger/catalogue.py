@@ -183,7 +183,7 @@ def _largest_present(
     catalogue: Catalogue, places: ModelPlaces, memory: MachineMemory, is_loopback: bool
 ) -> ModelChoice:
     """The largest complete model that fits, else the embedded one with a notice saying so."""
-    fitting = _fitting(catalogue, memory)
+    fitting = fitting_models(catalogue, memory)
     for model in fitting:
         if places.is_complete(model):
             return _catalogued(model, places)
@@ -198,7 +198,7 @@ def _largest_present(
     return replace(choice, notice=notice)
 
 
-def _fitting(catalogue: Catalogue, memory: MachineMemory) -> list[Model]:
+def fitting_models(catalogue: Catalogue, memory: MachineMemory) -> list[Model]:
     """The real models that the machine can serve, largest first."""
     models = [model for model in catalogue.values() if model.repository and model.fits(memory)]
     return sorted(models, key=lambda model: model.weight_bytes, reverse=True)
@@ -211,7 +211,7 @@ def _advice(fitting: list[Model]) -> str:
 
 
 def _alternative(catalogue: Catalogue, memory: MachineMemory) -> str:
-    fitting = _fitting(catalogue, memory)
+    fitting = fitting_models(catalogue, memory)
     if not fitting:
         return "No model of the catalogue fits but the embedded test model."
     return f"The largest that fits is {fitting[0].id}: {pull_command(fitting[0])}"

@@ -1,7 +1,8 @@
 """Where Verger's files are: its own data, and the one folder that holds all state.
 
 Imported by every layer; must not know what is in the files. Reads VERGER_HOME and the platform's
-own variables (XDG_DATA_HOME, XDG_CONFIG_HOME, LOCALAPPDATA); creates nothing.
+own variables (XDG_DATA_HOME, XDG_CONFIG_HOME, LOCALAPPDATA), and passes on those of the hub and of
+proxies; creates nothing.
 """
 
 import os
@@ -104,6 +105,12 @@ def instance_id_file() -> Path:
 def fetched_dir() -> Path:
     """Prices that were fetched since this version of Verger was made."""
     return home() / "fetched"
+
+
+def hub_variables() -> dict[str, str]:
+    """What this shell says of the way to the hub of models; no secrets, others can read it."""
+    names = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def models_dir() -> Path:

@@ -46,12 +46,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         raise typer.Exit(EXIT_UNWELL)
 
 
-def facts_of(config: Config, machine: Machine) -> Facts:
-    """What the checks are told of the installation."""
+def facts_of(config: Config, machine: Machine, home: Path | None = None) -> Facts:
+    """What the checks are told of the installation; `home` is another's state folder."""
     host = config.server.host
-    identity = machine.read(paths.instance_id_file())
+    home = home or paths.home()
+    identity = machine.read(home / paths.instance_id_file().name)
     return Facts(
-        home=paths.home(),
+        home=home,
         host="127.0.0.1" if host in ANYWHERE else host,
         port=config.server.port,
         instance_id=None if identity is None else identity.decode(errors="replace").strip(),

@@ -25,6 +25,7 @@ from verger.cli.providers import providers
 from verger.cli.pull import pull
 from verger.cli.serve import serve
 from verger.cli.service import service, upgrade
+from verger.cli.setup import setup
 from verger.cli.usage import usage
 from verger.errors import StartupError
 
@@ -35,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(serve)
+app.command()(setup)
 app.command()(pull)
 app.command()(models)
 app.command()(config)

@@ -61,7 +61,7 @@ def uninstall(
     purge: Annotated[bool, typer.Option(help="Models, keys and settings as well.")] = False,
 ) -> None:
     """Stop the service and remove all that its installation made; keeps models and keys."""
-    mac, facts = _looked_at(dry_run)
+    mac, facts = looked_at(dry_run)
     steps = uninstall_steps(mac.layout, facts, is_purge=purge)
     if dry_run:
         print(transcript(steps))
@@ -151,20 +151,27 @@ def logs(
 
 
 def _install(is_dry: bool, source: Path | None, is_replaced: bool, command: str) -> None:
-    mac, facts = _looked_at(is_dry)
-    if facts.is_edited and not is_replaced:
-        raise ServiceDrift(
-            f"{mac.layout.plist} is not what Verger has written: somebody edited it, or an "
-            f"installation was cut off; look at it, then: sudo {sys.argv[0]} {command} "
-            "--replace-plist"
-        )
-    steps = install_steps(mac.layout, facts, mac.wanted(source))
+    mac, facts = looked_at(is_dry)
+    steps = plan_install(mac, facts, source, command, is_replaced=is_replaced)
     if not is_dry:
         mac.require_root(command)
     ending = "The service runs." if facts.has_model else _without_model(mac)
     _carry_out(mac, steps, is_dry, command, ending)
     if not is_dry and not facts.has_keys:
         print(f"The key {FIRST_KEY} is printed above, this once.")
+
+
+def plan_install(
+    mac: Mac, facts: Facts, source: Path | None, command: str, *, is_replaced: bool = False
+) -> list[Step]:
+    """Raises ServiceDrift for a plist that somebody edited; `command` then replaces it."""
+    if facts.is_edited and not is_replaced:
+        raise ServiceDrift(
+            f"{mac.layout.plist} is not what Verger has written: somebody edited it, or an "
+            f"installation was cut off; look at it, then: sudo {sys.argv[0]} {command} "
+            "--replace-plist"
+        )
+    return install_steps(mac.layout, facts, mac.wanted(source))
 
 
 def _without_model(mac: Mac) -> str:
@@ -185,7 +192,7 @@ def _carry_out(mac: Mac, steps: Sequence[Step], is_dry: bool, command: str, endi
     print(ending if steps else f"Nothing to do. {ending}")
 
 
-def _looked_at(is_dry: bool) -> tuple[Mac, Facts]:
+def looked_at(is_dry: bool) -> tuple[Mac, Facts]:
     """This Mac; for --dry-run elsewhere, one that never had the service."""
     try:
         mac = service_mac.this_mac()
@@ -197,7 +204,7 @@ def _looked_at(is_dry: bool) -> tuple[Mac, Facts]:
 
 
 def _installed(is_dry: bool) -> tuple[Mac, Facts]:
-    mac, facts = _looked_at(is_dry)
+    mac, facts = looked_at(is_dry)
     if is_dry and facts is FRESH:
         return mac, facts
     if facts.record is None and not facts.missing:

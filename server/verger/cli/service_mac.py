@@ -37,7 +37,7 @@ class Mac:
 
     def facts(self) -> Facts:
         """What is there. Raises InstallError, ServiceDrift or ConfigError."""
-        config = self._config()
+        config = self.config()
         interpreter = service_interpreter(self.layout, this_interpreter()).executable
         return survey(
             self.layout,
@@ -49,7 +49,7 @@ class Mac:
 
     def url(self) -> str:
         """Where the service answers on its own Mac."""
-        server = self._config().server
+        server = self.config().server
         host = _EVERY_ADDRESS.get(server.host, server.host)
         scheme = "https" if server.tls_cert else "http"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.port}"
@@ -59,12 +59,17 @@ class Mac:
         template = (paths.data_dir() / "launchd" / TEMPLATE_NAME).read_bytes()
         return Wanted(source_of(source), this_interpreter(), template, self.url())
 
+    def places(self) -> ModelPlaces:
+        """Where the service looks for models."""
+        return ModelPlaces(models_dir=self.layout.home / "models", nano_dir=paths.nano_dir())
+
     def require_root(self, command: str) -> None:
         """Raises InstallError for everybody else."""
         if not self.is_root():
             raise InstallError(f"only root can do that: sudo {sys.argv[0]} {command}")
 
-    def _config(self) -> Config:
+    def config(self) -> Config:
+        """The service's own. Raises InstallError or ConfigError."""
         file = self.layout.home / "config.toml"
         try:
             return load_config(environ={}, file=file if file.exists() else Path(os.devnull))

@@ -92,7 +92,12 @@ class Session:
         headers = {"accept-encoding": "identity", "user-agent": f"verger/{__version__}"}
         if key is not None:
             headers["authorization"] = f"Bearer {key}"
-        return self._within(lambda: self._get(path, headers))
+        return self._within(lambda: self._exchange("GET", path, headers))
+
+    def post(self, path: str, body: bytes, key: str, limit_s: float) -> Answer:
+        """The same with a body, JSON, for an answer that may take longer."""
+        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        return self._within(lambda: self._exchange("POST", path, headers, body, limit_s), limit_s)
 
     def models(self, key: str | None) -> list[ModelCard] | None:
         """What is served; None if the server wants another key. Raises Unreachable."""
@@ -107,13 +112,20 @@ class Session:
         answer = self.get("/v1/status", key)
         return None if answer.status in (401, 403) else self._decoded(answer, _Status).rows
 
-    def _get(self, path: str, headers: Mapping[str, str]) -> Answer | str:
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        content: bytes = b"",
+        step_s: float = STEP_S,
+    ) -> Answer | str:
         """A sentence in place of an answer says why there is none."""
-        context = _context(self.certificate)
+        context, url = _context(self.certificate), self.address.root_url + path
         try:
             with (
-                httpx.Client(verify=context, timeout=STEP_S, trust_env=False) as client,
-                client.stream("GET", self.address.root_url + path, headers=headers) as response,
+                httpx.Client(verify=context, timeout=step_s, trust_env=False) as client,
+                client.stream(method, url, headers=headers, content=content) as response,
             ):
                 body = b""
                 for part in response.iter_raw():
@@ -124,11 +136,11 @@ class Session:
         except (httpx.HTTPError, ssl.SSLError, ValueError) as error:
             return str(error) or type(error).__name__
 
-    def _within(self, work: Callable[[], Answer | str]) -> Answer:
-        answer = within(ANSWER_S, work)
+    def _within(self, work: Callable[[], Answer | str], limit_s: float = ANSWER_S) -> Answer:
+        answer = within(limit_s, work)
         if isinstance(answer, Answer):
             return answer
-        reason = answer or f"no answer within {ANSWER_S:g} s"
+        reason = answer or f"no answer within {limit_s:g} s"
         raise Unreachable(f"cannot reach {self.address.root_url}: {reason}")
 
     def _decoded(self, answer: Answer, expected: type[R]) -> R:

@@ -79,6 +79,19 @@ def run_command(argv: Sequence[str], timeout_s: float = COMMAND_TIMEOUT_S) -> Do
     return Done(ended.returncode, ended.stdout, ended.stderr)
 
 
+def run_live(argv: Sequence[str], timeout_s: float = COMMAND_TIMEOUT_S) -> Done:
+    """Another real runner: what the command prints goes to the terminal, as it comes."""
+    try:
+        ended = subprocess.run(  # noqa: S603 (no shell)
+            list(argv), stdin=subprocess.DEVNULL, timeout=timeout_s, cwd="/", umask=0o022
+        )
+    except subprocess.TimeoutExpired:
+        return Done(_TIMED_OUT, err=f"{argv[0]} took longer than {timeout_s:g} s")
+    except OSError as error:
+        return Done(_NOT_RUN, err=f"cannot run {argv[0]}: {error.strerror}")
+    return Done(ended.returncode, err=f"it ended with status {ended.returncode}")
+
+
 def owner_of(run: Runner, path: Path) -> str:
     """`user:group`, or an empty text where nobody can tell."""
     done = run((STAT, "-f", "%Su:%Sg", str(path)))
@@ -93,14 +106,18 @@ class Executor:
         run: Runner = run_command,
         pause: Callable[[float], None] = time.sleep,
         say: Callable[[str], None] = print,
+        live: Runner = run_live,
     ) -> None:
         self._run = run
+        self._live = live
+        self._shown: list[str] = []
         self._pause = pause
         self._say = say
 
-    def carry_out(self, steps: Sequence[Step], *, is_undone: bool = True) -> None:
-        """All of them, or, if `is_undone`, none; raises StepFailed."""
+    def carry_out(self, steps: Sequence[Step], *, is_undone: bool = True) -> list[str]:
+        """All of them, or, if `is_undone`, none; raises StepFailed. Returns what was shown."""
         undos: list[Callable[[], None]] = []
+        self._shown.clear()
         for step in steps:
             self._say(step.what)
             try:
@@ -116,6 +133,7 @@ class Executor:
             except KeyboardInterrupt:
                 reason = f"{step.what}: interrupted"
                 raise self._given_up(reason, undos if is_undone else None) from None
+        return list(self._shown)
 
     def _given_up(self, reason: str, undos: list[Callable[[], None]] | None) -> StepFailed:
         if undos is None:
@@ -174,7 +192,7 @@ class Executor:
             raise StepFailed(f"it belongs to {found or 'nobody'}, not {owner}: {done.reason}")
 
     def _run_checked(self, step: Run) -> None:
-        done = self._run(step.argv, step.timeout_s)
+        done = (self._live if step.is_live else self._run)(step.argv, step.timeout_s)
         if done.status not in step.statuses:
             raise StepFailed(done.reason)
         asked = self._run(step.check) if step.check else done
@@ -183,7 +201,8 @@ class Executor:
         if step.expect not in asked.out:
             raise StepFailed(f"expected {step.expect!r}, found {asked.out.strip()[:100]!r}")
         if step.is_shown:
-            self._say(done.out.strip())
+            self._shown.append(done.out.strip())
+            self._say(self._shown[-1])
 
     def _await(self, step: Await) -> None:
         done = Done(0)

@@ -5,7 +5,7 @@ a second install has none. The old version runs until the new one is complete an
 configuration; then the job is stopped, the link moves, and it has to answer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from verger.macos.survey import COMPLETE, Facts, FolderFacts
 
 PIP_TIMEOUT_S = 1800.0
 COPY_TIMEOUT_S = 300.0
+PULL_TIMEOUT_S = 24 * 3600.0
+"""63 GB at 6 Mbit/s; the same command goes on from there."""
 SQLITE = "/usr/bin/sqlite3"
 FIRST_KEY = "admin"
 CONFIG = b"""\
@@ -104,12 +106,36 @@ def uninstall_steps(layout: Layout, facts: Facts, *, is_purge: bool) -> list[Ste
     return [*steps, *account_removal(facts.account)]
 
 
-def as_service(layout: Layout, environment: Path, *arguments: str) -> tuple[str, ...]:
+def as_service(
+    layout: Layout,
+    environment: Path,
+    *arguments: str,
+    more_variables: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
     """A command of Verger, run by the service's account on the service's state."""
     home = str(layout.home)
-    variables = ("-i", f"HOME={home}", f"VERGER_HOME={home}", "PATH=/usr/bin:/bin")
+    variables = {"HOME": home, "VERGER_HOME": home, "PATH": "/usr/bin:/bin"}
+    variables |= more_variables or {}
+    settings = ("-i", *(f"{name}={value}" for name, value in variables.items()))
     python = (str(environment / "bin" / "python"), "-P", "-m", "verger.cli.main")
-    return ("/usr/bin/sudo", "-u", USER, "/usr/bin/env", *variables, *python, *arguments)
+    return ("/usr/bin/sudo", "-u", USER, "/usr/bin/env", *settings, *python, *arguments)
+
+
+def pull_step(
+    layout: Layout, model_id: str, variables: Mapping[str, str], *, is_loaded: bool
+) -> Run:
+    """Fetch a model into the service's home; what has come stays, whatever happens.
+
+    It is not loaded beside one that is served already: both might not fit.
+    """
+    load = ("--no-load",) if is_loaded else ()
+    arguments = ("pull", model_id, *load)
+    return Run(
+        what=f"fetch {model_id} into {layout.home / 'models'}",
+        argv=as_service(layout, layout.current, *arguments, more_variables=variables),
+        timeout_s=PULL_TIMEOUT_S,
+        is_live=True,
+    )
 
 
 def _folder_steps(layout: Layout, facts: Facts) -> Iterator[Step]:

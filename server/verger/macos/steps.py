@@ -79,6 +79,8 @@ class Run:
     timeout_s: float = COMMAND_TIMEOUT_S
     is_shown: bool = False
     """What it prints is for the person at the terminal."""
+    is_live: bool = False
+    """It prints to the terminal itself, while it runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
