@@ -17,6 +17,7 @@ from tests.live_mac import LiveMac
 from verger import paths
 from verger.bench.children import free_port
 from verger.cli import service_mac, setup, setup_answer
+from verger.connect.address import make_address
 from verger.macos.source import Interpreter
 from verger.memory_fit import MachineMemory
 
@@ -127,7 +128,7 @@ def test_an_answer_that_does_not_come_leaves_the_service_and_says_the_next_step(
 ) -> None:
     """The LAN's address is one where nobody listens, as behind a firewall."""
     assert verger("setup", "--yes", "--source", wheel).status == 0
-    elsewhere = setup_answer.make_address("127.0.0.1", free_port(), is_tls=False)
+    elsewhere = make_address("127.0.0.1", free_port(), is_tls=False)
     monkeypatch.setattr(setup_answer, "lan_address", lambda config: elsewhere)
     failed = verger("setup", "--yes", "--source", wheel)
     assert (failed.status, failed.err.count("\n")) == (3, 1)

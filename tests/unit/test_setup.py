@@ -9,8 +9,10 @@ from tests.command_line import Verger
 from tests.fake_mac import FakeMac
 from tests.fake_machine import FakeMachine
 from tests.model_folders import write_model_folder
-from verger.catalogue import ModelPlaces
+from verger import paths
+from verger.catalogue import ModelPlaces, load_catalogue
 from verger.cli import service_mac, setup, setup_answer
+from verger.cli.pull import SPARE_BYTES
 from verger.config import load_config
 from verger.errors import InstallError
 from verger.macos.layout import LABEL
@@ -96,8 +98,8 @@ def test_a_model_that_the_service_would_not_serve_is_refused(
 def test_a_full_disk_is_told_before_anything_is_installed(
     verger: Verger, mac: FakeMac, monkeypatch: pytest.MonkeyPatch, missing: int
 ) -> None:
-    model = setup.load_catalogue(setup.paths.catalogue_dir())["gpt-oss-20b"]
-    free = model.weight_bytes + setup.SPARE_BYTES - missing
+    model = load_catalogue(paths.catalogue_dir())["gpt-oss-20b"]
+    free = model.weight_bytes + SPARE_BYTES - missing
     monkeypatch.setattr(setup, "free_bytes", lambda folder: free)
     monkeypatch.setattr(setup, "_judge", judged)
     stopped = verger("setup")
