@@ -57,6 +57,7 @@ def ask(address: Address, key: str, model_id: str, instance_id: str) -> str:
         "model": model_id,
         "messages": [{"role": "user", "content": QUESTION}],
         "max_tokens": MAX_TOKENS,
+        "temperature": 0,
         "reasoning_effort": "low",
     }
     try:
