@@ -10,7 +10,7 @@ from pathlib import Path
 from verger.errors import DownloadError, ReplyError
 from verger.formats.specials import Special
 from verger.formats.vocabulary import Vocabulary
-from verger.gateway.engine_client import EngineClient, RestartLimits
+from verger.gateway.engine_client import EngineClient
 from verger.gateway.server import engine_command
 from verger.gateway.settings import ServerSettings
 from verger.messages import PROTOCOL_VERSION, Finished, Hello, Submit
@@ -36,7 +36,7 @@ async def _load(model_id: str, folder: Path) -> str:
     )
     vocabulary = Vocabulary.from_file_bytes((folder / "tokenizer.json").read_bytes())
     hello = Hello(PROTOCOL_VERSION, vocabulary.special(Special.MESSAGE.value))
-    engine = EngineClient(engine_command(settings), hello, RestartLimits(max_failures=1))
+    engine = EngineClient(engine_command(settings), hello)
     await engine.start()
     try:
         ready = await engine.wait_ready(LOAD_LIMIT_S)
