@@ -137,7 +137,8 @@ class ProviderConfig(Struct, frozen=True):
     """A table of [[providers]]. `kind` names a file of models/providers; empty, the one called like
     the provider, else `compatible`. An empty `base_url` is the kind's own; `models` maps a name of
     ours to the provider's. `price` is for all of them, where it is not the listed one;
-    `monthly_budget_usd` None leaves it to the budgets of keys and of all providers together."""
+    `monthly_budget_usd` None leaves it to the budgets of keys and of all providers together;
+    `no_training` says that somebody has made sure of it, where the kind cannot."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}\Z")]
     models: Annotated[
@@ -148,6 +149,7 @@ class ProviderConfig(Struct, frozen=True):
     key_file: Annotated[str, Meta(max_length=1_000)] = ""
     price: PriceConfig | None = None
     monthly_budget_usd: Annotated[float, Meta(ge=0, le=MAX_BUDGET_USD)] | None = None
+    no_training: bool = False
 
 
 _SECTIONS: Mapping[str, type[Struct]] = {

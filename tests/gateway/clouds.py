@@ -31,6 +31,8 @@ def played_by(
     plays: Iterable[str] | dict[str, str],
     kind: str = "openrouter",
     monthly_budget_usd: float | None = None,
+    *,
+    no_training: bool = False,
 ) -> Provider:
     """One that plays what its models are called; `correct` is the first, which the check asks."""
     models = plays if isinstance(plays, dict) else {play: play for play in plays}
@@ -42,6 +44,7 @@ def played_by(
         models={"correct": "correct", **models},
         price=PRICE,
         monthly_budget_usd=monthly_budget_usd,
+        no_training=no_training,
     )
     (loaded,) = load_providers([config], KINDS, folder, Snapshot())
     return loaded

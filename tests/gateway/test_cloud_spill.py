@@ -21,11 +21,17 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def spilling(
-    folder: Path, route: RoutePolicy = RoutePolicy.PREFER_LOCAL, **settings: Any
+    folder: Path,
+    route: RoutePolicy = RoutePolicy.PREFER_LOCAL,
+    kind: str = "openrouter",
+    *,
+    no_training: bool = False,
+    **settings: Any,
 ) -> AsyncIterator[tuple[Gateway, FaultProvider]]:
     """Its engine is loading."""
     async with fault_provider() as server:
-        provider = played_by(server, folder, "first", {MODEL_ID: "correct"})
+        models = {MODEL_ID: "correct"}
+        provider = played_by(server, folder, "first", models, kind, no_training=no_training)
         fields = {"can_spill": True, **settings}
         principal = replace(ALLOWED, route=route)
         async with cloud_gateway(folder, [provider], principal, **fields) as gateway:
@@ -108,3 +114,11 @@ async def test_so_is_whoever_asks_for_what_no_provider_can_do(tmp_path: Path) ->
         response = await gateway.chat(logit_bias={"1": 5})
         assert response.json()["error"]["code"] == "engine_unavailable"
         assert server.exchanges == []
+
+
+async def test_nothing_leaves_for_who_may_train_on_prompts(tmp_path: Path) -> None:
+    async with spilling(tmp_path, kind="compatible") as (gateway, server):
+        assert (await ask(gateway)).json()["error"]["code"] == "engine_unavailable"
+        assert server.exchanges == []
+    async with spilling(tmp_path, kind="compatible", no_training=True) as (gateway, _):
+        assert (await ask(gateway)).headers["x-verger-served-by"] == "cloud:first"

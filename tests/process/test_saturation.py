@@ -67,6 +67,7 @@ monthly_budget_usd = 100.0
 [[providers]]
 name = "double"
 kind = "compatible"
+no_training = true
 base_url = "{url}"
 key_file = "{key}"
 models = {{ nano = "{model}" }}

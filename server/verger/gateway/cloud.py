@@ -143,13 +143,15 @@ class Cloud:
     def spill_targets(self, turn: TurnRequest) -> tuple[Target, ...]:
         """Who could take over a request for the served model, unasked for; nobody is no error.
 
-        Not who cannot go on with a tool loop that was begun here, nor who answers only when warm.
+        Not who may train on prompts, cannot go on with a tool loop that was begun here, or answers
+        only when warm.
         """
         is_looping = is_in_tool_loop(turn)
         return tuple(
             Target(provider, model)
             for provider in self.providers
             if self.is_available(provider)
+            and not provider.may_train
             and provider.kind.answers_cold
             and (provider.kind.joins_tool_loops or not is_looping)
             and not unsupported(provider.kind, turn)

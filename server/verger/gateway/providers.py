@@ -73,6 +73,8 @@ class Kind(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Its usage has a `cost`, in US dollars."""
     data_policy: str
     """What it does with prompts, in a few words for people."""
+    may_train: bool = False
+    """It may train on prompts, or nothing is known of that."""
     joins_tool_loops: bool = True
     """It can continue a tool loop that was begun elsewhere."""
     answers_cold: bool = True
@@ -98,6 +100,8 @@ class Provider:
     prices: Mapping[str, Price] = field(default_factory=dict)
     """By the name of ours; all of them, unless there is a problem."""
     monthly_budget_usd: float | None = None
+    may_train: bool = False
+    """Requests that do not name it never go there."""
     problem: str | None = None
     """Why it cannot be used as it is configured, and what to do."""
 
@@ -191,6 +195,7 @@ def _provider(
         key=key,
         prices=known,
         monthly_budget_usd=config.monthly_budget_usd,
+        may_train=kind.may_train and not config.no_training,
         problem=problem,
     )
 
