@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ async def test_so_is_one_that_had_waited_here(stream: bool, tmp_path: Path) -> N
         row = await office.row()
     reply.assert_served("local", "waits")
     assert (row["output_tokens"], row["finish"]) == (reply.usage["completion_tokens"], "stop")
+
+
+async def test_whoever_was_let_in_is_not_refused_when_it_comes_back(tmp_path: Path) -> None:
+    async with busy_office(tmp_path, "500") as office:
+        asking = asyncio.create_task(ask(office.gateway, stream=True))
+        await office.until_queued()
+        admission = office.gateway.service.admission
+        admission.replace_limits(replace(admission.limits, max_wait_s=0.001))
+        office.review()
+        await office.until_queued()
+        await office.answer_here()
+        reply = await asking
+    reply.assert_served("local", "waits")
 
 
 @streamed_and_not

@@ -15,7 +15,7 @@ import random
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from verger.errors import Overloaded
@@ -114,8 +114,10 @@ class Admission:
         principal: Principal,
         effort: str,
         cloud: Cloud = nowhere,
+        *,
+        was_let_in: bool = False,
     ) -> Ticket:
-        """A ticket, to be given to `end`.
+        """A ticket, to be given to `end`. Whoever was let in before is not refused for its wait.
 
         Raises Spilled if a cloud shall answer, else Overloaded or EngineUnavailable.
         """
@@ -138,6 +140,8 @@ class Admission:
             self._spilling_of(principal.key_id).observe(outlook.forecast.ttft_s)
         may_spill = _may_spill(principal, cloud)
         route = self._choose(outlook, may_spill, is_certain=origin.hits.is_told)
+        if route.place is Place.REJECT and was_let_in:
+            route = replace(route, place=Place.QUEUE, reason=Reason.WAITS)
         self.decisions[route.place] += 1
         if route.place is Place.REJECT:
             raise self._refusal(route)

@@ -83,7 +83,7 @@ def _begun_here(service: Service, asked: Asked, turn: Turn, cloud: Cloud) -> Ans
         if reason is None:
             return None
         turn.has_left = True
-        return _away(service, asked, reason)
+        return _away(service, asked, reason, was_let_in=True)
 
     return Answer(
         _or_else(turn.pieces(), instead), turn, turn.note_served, _vitals(service, asked.record)
@@ -91,9 +91,17 @@ def _begun_here(service: Service, asked: Asked, turn: Turn, cloud: Cloud) -> Ans
 
 
 def _here(
-    service: Service, asked: Asked, cloud: Cloud = nowhere
+    service: Service, asked: Asked, cloud: Cloud = nowhere, *, was_let_in: bool = False
 ) -> AbstractAsyncContextManager[Turn]:
-    return open_turn(service, asked.principal, asked.turn, asked.prompt, asked.record, cloud)
+    return open_turn(
+        service,
+        asked.principal,
+        asked.turn,
+        asked.prompt,
+        asked.record,
+        cloud,
+        was_let_in=was_let_in,
+    )
 
 
 def _vitals(service: Service, record: RequestRecord) -> Callable[[], bool]:
@@ -102,17 +110,20 @@ def _vitals(service: Service, record: RequestRecord) -> Callable[[], bool]:
     return lambda: vitals.is_alive() or record.served_by != LOCAL
 
 
-async def _back_here(service: Service, asked: Asked) -> AsyncGenerator[Piece]:
-    async with _here(service, asked) as turn, aclosing(turn.pieces()) as pieces:
+async def _back_here(service: Service, asked: Asked, *, was_let_in: bool) -> AsyncGenerator[Piece]:
+    async with _here(service, asked, was_let_in=was_let_in) as turn:
         turn.note_served()
-        async for piece in pieces:
-            yield piece
+        async with aclosing(turn.pieces()) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
-def _away(service: Service, asked: Asked, reason: Reason) -> AsyncGenerator[Piece]:
+def _away(
+    service: Service, asked: Asked, reason: Reason, *, was_let_in: bool = False
+) -> AsyncGenerator[Piece]:
     """Whatever stands in the way there, a refusal of the request as well, need not do so here."""
     pieces = _at(spill_targets(service, asked.turn), reason.value, service, asked)
-    return _or_else(pieces, lambda _: _back_here(service, asked))
+    return _or_else(pieces, lambda _: _back_here(service, asked, was_let_in=was_let_in))
 
 
 def _named(service: Service, asked: Asked) -> AsyncGenerator[Piece]:

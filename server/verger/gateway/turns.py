@@ -180,6 +180,8 @@ async def open_turn(
     prompt: Prompt,
     record: RequestRecord,
     cloud: Cloud = nowhere,
+    *,
+    was_let_in: bool = False,
 ) -> AsyncIterator[Turn]:
     """Let the request in, wait for its turn and run; raises ContextLengthExceeded,
     EngineUnavailable or Overloaded.
@@ -194,7 +196,9 @@ async def open_turn(
         raise
     record.prompt_tokens = len(prompt.ids)
     effort = request.conversation.effort.value
-    ticket = await service.admission.admit(submit, request.choices, principal, effort, cloud)
+    ticket = await service.admission.admit(
+        submit, request.choices, principal, effort, cloud, was_let_in=was_let_in
+    )
     turn = None
     try:
         asked = service.engine.generate_choices(submit, request.choices, ticket.origin)
