@@ -22,6 +22,7 @@ from verger.engine.fake import FakeRunner
 from verger.engine.loop import Loop
 from verger.engine.pacing import MAX_CHUNK_TOKENS, Pacer
 from verger.engine.places import BLOCK_TOKENS
+from verger.engine.pressure import system_pressure
 from verger.engine.scheduler import MAX_ROWS, Scheduler
 from verger.engine.steps import Runner
 from verger.engine.transport import Connection, ConnectionClosed, ProtocolError
@@ -96,7 +97,7 @@ def _run(connection: Connection, options: argparse.Namespace) -> None:
     disk = _open_disk(options, runner, scheduler)
     load_s = time.monotonic() - started_s
     connection.send([_ready(options, runner, scheduler.context_tokens, load_s)])
-    Loop(connection, runner, scheduler, time.monotonic, disk).run()
+    Loop(connection, runner, scheduler, time.monotonic, disk, system_pressure()).run()
     if disk is not None:
         disk.close(time.sleep)
 

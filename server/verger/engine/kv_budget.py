@@ -215,6 +215,11 @@ class KVBudget:
             self._edits.will_compute(sequence.request_id)
             self.cache.fork(sequence.request_id, leader.request_id)
 
+    def shrink_cache(self, most_bytes: int, now_s: float) -> int:
+        """Let cached prefixes hold no more, for now; how many bytes that has freed."""
+        excess = self.cache.bytes - most_bytes
+        return self.cache.evict(excess, now_s) if excess > 0 else 0
+
     def close(
         self, sequence: Sequence, kind: Kind, now_s: float, *, will_resume: bool = False
     ) -> None:

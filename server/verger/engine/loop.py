@@ -8,13 +8,16 @@ a hung device shows to the gateway as silence.
               (the device computes k+1 while the host handles k)
 """
 
+import logging
 from collections.abc import Callable
 
 from verger.engine.cache_disk import POLL_S, CacheDisk
 from verger.engine.prefix_files import SaveOrder
+from verger.engine.pressure import KEPT_SHARE, Pressure, ReadPressure, no_pressure
 from verger.engine.scheduler import Scheduler
 from verger.engine.steps import Edit, Runner
 from verger.engine.transport import Connection, ProtocolError
+from verger.log import key_values
 from verger.messages import (
     CacheStats,
     Cancel,
@@ -26,6 +29,8 @@ from verger.messages import (
     Submit,
     ToEngine,
 )
+
+logger = logging.getLogger("verger.engine")
 
 HEARTBEAT_S = 1.0
 """Between two heartbeats, also when idle; statistics are sent as often while it computes."""
@@ -43,12 +48,15 @@ class Loop:
         scheduler: Scheduler,
         clock: Callable[[], float],
         disk: CacheDisk | None = None,
+        read_pressure: ReadPressure = no_pressure,
     ) -> None:
         self._connection = connection
         self._runner = runner
         self._scheduler = scheduler
         self._clock = clock
         self._disk = disk
+        self._read_pressure = read_pressure
+        self._pressure = Pressure.NORMAL
         self._next_beat_s = clock()
         self._was_idle = True
         self._is_blocked = False
@@ -125,12 +133,22 @@ class Loop:
         signs: list[FromEngine] = []
         if self._clock() >= self._next_beat_s:
             self._next_beat_s = self._clock() + HEARTBEAT_S
+            self._relieve()
             signs.append(Heartbeat(self._scheduler.steps))
             if not is_idle:
                 signs.append(self._stats())
         if is_idle and not was_idle:
             signs.append(self._stats())
         return signs
+
+    def _relieve(self) -> None:
+        """Cached prefixes make room for a system that is short of memory."""
+        pressure, kv = self._read_pressure(), self._scheduler.kv
+        freed = kv.shrink_cache(int(KEPT_SHARE[pressure] * kv.limit_bytes), self._clock())
+        if freed or pressure is not self._pressure:
+            self._pressure = pressure
+            level = pressure.name.lower()
+            logger.warning(key_values(event="memory_pressure", level=level, freed_bytes=freed))
 
     def _stats(self) -> Stats:
         memory = self._runner.memory()
