@@ -25,7 +25,6 @@ from verger.catalogue import (
     load_catalogue,
     require_fit,
 )
-from verger.cli import setup_answer
 from verger.cli.doctor import facts_of, print_findings
 from verger.cli.machine import machine_memory
 from verger.cli.models import State, model_row
@@ -124,6 +123,8 @@ def _say_choice(mac: Mac, chosen: Model, memory: MachineMemory) -> None:
 
 def _plan(mac: Mac, facts: Facts, chosen: Model, source: Path | None) -> str:
     """All that would be done, as far as it can be known before."""
+    from verger.cli import setup_answer
+
     is_present = mac.places().is_complete(chosen)
     facts = replace(facts, has_model=is_present)
     parts = [transcript(plan_install(mac, facts, source, "service install"))]
@@ -199,6 +200,8 @@ def _fetch(mac: Mac, chosen: Model) -> None:
 
 
 def _show_answer(mac: Mac, chosen: Model, secret: str | None) -> None:
+    from verger.cli import setup_answer
+
     address = setup_answer.lan_address(mac.config())
     instance_id = (mac.layout.home / paths.instance_id_file().name).read_text().strip()
     with _key(mac, secret) as key:
