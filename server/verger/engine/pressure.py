@@ -55,12 +55,16 @@ def of_level(level: int | None) -> Pressure:
 
 def of_meminfo(text: str) -> Pressure:
     """From the text of /proc/meminfo."""
-    fields = dict(line.split(":", 1) for line in text.splitlines())
-    kib = {name: int(fields[name].split()[0]) for name in ("MemTotal", "MemAvailable")}
-    share = kib["MemAvailable"] / kib["MemTotal"]
+    share = meminfo_bytes(text, "MemAvailable") / meminfo_bytes(text, "MemTotal")
     if share < CRITICAL_AVAILABLE:
         return Pressure.CRITICAL
     return Pressure.WARN if share < WARN_AVAILABLE else Pressure.NORMAL
+
+
+def meminfo_bytes(text: str, name: str) -> int:
+    """One of the amounts in the text of /proc/meminfo."""
+    fields = dict(line.split(":", 1) for line in text.splitlines())
+    return int(fields[name].split()[0]) << 10
 
 
 def _sysctl(name: bytes) -> int | None:

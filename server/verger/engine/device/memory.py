@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from verger.engine.device.model import GptOss
+from verger.engine.pressure import MEMINFO, meminfo_bytes
 from verger.errors import ModelFolderError
 from verger.memory_fit import BUFFER_CACHE_BYTES, MachineMemory, Need
 
@@ -19,7 +20,6 @@ LAYERS_UNDER_WAY = 2
 """Metal frees a layer's arrays when the GPU has done with them, while the host is a layer ahead."""
 LOGITS_COPIES = 8
 """What sampling holds at once of a step's logits: noise, cutoffs, logprobs."""
-MEMINFO = Path("/proc/meminfo")
 
 
 def limit_buffer_cache() -> None:
@@ -86,11 +86,10 @@ def chunk_bytes(model: GptOss, tokens: int, scored_tokens: int = 0) -> int:
 def available_bytes() -> int:
     """Memory that could be had without swapping; where Linux does not say, half of all of it."""
     try:
-        lines = MEMINFO.read_text().splitlines()
+        text = MEMINFO.read_text()
     except FileNotFoundError:
         return _total_bytes() // 2
-    fields = dict(line.split(":", 1) for line in lines)
-    return int(fields["MemAvailable"].split()[0]) << 10
+    return meminfo_bytes(text, "MemAvailable")
 
 
 def _total_bytes() -> int:
