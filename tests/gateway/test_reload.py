@@ -10,7 +10,7 @@ import trustme
 from tests.certificates import trusting, write_certificate
 from tests.gateway.harness import MODEL_ID, ready_gateway
 from verger.catalogue import ModelChoice
-from verger.cli.serve import fresh_settings
+from verger.cli.server_settings import fresh_settings
 from verger.config import load_config
 from verger.errors import ConfigError
 from verger.gateway.fresh_settings import FreshSettings, settings_part

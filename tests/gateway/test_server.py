@@ -16,7 +16,7 @@ import pytest
 from tests.fakes import write_model_folder
 from tests.gateway.harness import MODEL_ID, chat_body, ready_gateway, running_gateway
 from verger.catalogue import ModelChoice
-from verger.cli.serve import settings_for
+from verger.cli.server_settings import settings_for
 from verger.config import load_config
 from verger.errors import EXIT_CANNOT_START, ConfigError, ModelFolderError, PortInUse
 from verger.gateway.run_record import Start, StartReason

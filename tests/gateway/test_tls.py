@@ -17,7 +17,7 @@ from tests.gateway.harness import Gateway, PlayedEngine, raw_chat, ready_gateway
 from tests.gateway.test_connection import all_of, get
 from tests.gateway.test_streams import FINAL, chat_stream, flood
 from verger.catalogue import ModelChoice
-from verger.cli.serve import settings_for
+from verger.cli.server_settings import settings_for
 from verger.config import load_config
 from verger.errors import ConfigError
 from verger.gateway.settings import TlsFiles

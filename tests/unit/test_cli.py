@@ -13,6 +13,7 @@ from tests.model_folders import write_model_folder
 from verger import __version__, paths
 from verger.catalogue import ModelPlaces, load_catalogue, resolve_model
 from verger.cli import models, serve
+from verger.cli.server_settings import settings_for
 from verger.config import is_loopback, load_config
 from verger.memory_fit import MachineMemory
 from verger.model_folder import HARMONY_TOKENS
@@ -136,7 +137,7 @@ def test_what_the_gateway_is_told(tmp_path: Path, verger_home: Path) -> None:
     )
     environ = {"VERGER_LAN_INTERFACES": " en0, 192.168.1.20,", "VERGER_LAN_BONJOUR": "dnssd"}
     config = load_config({"server.port": 0, "engine.max_rows": 3}, environ)
-    settings = serve.settings_for(config, choice, fake=None)
+    settings = settings_for(config, choice, fake=None)
     assert (settings.model_id, settings.model_folder) == ("nano", nano)
     assert (settings.port, settings.max_rows, settings.context_tokens) == (0, 3, 4096)
     assert settings.sampling.temperature == 0.0
@@ -159,7 +160,7 @@ def test_the_gateway_is_told_what_this_mac_is_taken_to_be(tmp_path: Path) -> Non
         is_loopback=True,
     )
     config = load_config(environ={"VERGER_COSTS_DECODE_TOK_S": "99"})
-    machine = serve.settings_for(config, choice, fake=None).machine
+    machine = settings_for(config, choice, fake=None).machine
     assert machine is not None
     assert (machine.decode_tok_s, machine.prefill_tok_s) == (99, 1200)
 

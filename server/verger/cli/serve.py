@@ -1,7 +1,6 @@
 """`verger serve`: configuration and catalogue become ServerSettings; the gateway does the rest."""
 
 import logging
-import math
 import signal
 import sys
 from pathlib import Path
@@ -10,28 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from verger import log, paths
-from verger.catalogue import ModelChoice, SamplingDefaults, load_catalogue, resolve_model
-from verger.cli.assumed import assumed_mac, shipped_and_fetched
+from verger.catalogue import ModelChoice, load_catalogue, resolve_model
 from verger.cli.machine import has_engine, machine_memory, model_places
-from verger.config import (
-    SERVED_MODEL,
-    Config,
-    LogConfig,
-    ServerConfig,
-    SpillConfig,
-    is_loopback,
-    load_config,
-    reloaded,
-)
-from verger.errors import ConfigError, NoKeys, StartupError
+from verger.config import Config, LogConfig, is_loopback, load_config
+from verger.errors import NoKeys, StartupError
 from verger.gateway.database import database
 from verger.gateway.keys import count_keys, has_ever_had_keys
-from verger.messages import Sampling
 
 if TYPE_CHECKING:
-    from verger.costs.prices import Snapshot
     from verger.gateway.fresh_settings import FreshSettings
-    from verger.gateway.settings import ServerSettings, TlsFiles
 
 
 def serve(
@@ -81,9 +67,11 @@ def serve(
     notices = [choice.notice, _access_notice(loaded.server.host, insecure_no_auth)]
     for notice in filter(None, notices):
         print(f"verger: {notice}", file=sys.stderr)
-    _open_log(loaded.log)
     # Imported late: the web stack costs every other command a quarter of a second.
+    from verger.cli.server_settings import fresh_settings, log_file, settings_for
     from verger.gateway.server import run
+
+    _open_log(loaded.log, log_file(loaded.log))
 
     def read_settings() -> "FreshSettings":
         fresh = load_config(flags, file=config)
@@ -93,78 +81,9 @@ def serve(
     raise typer.Exit(run(settings, read_settings))
 
 
-def fresh_settings(
-    running: Config, fresh: Config, choice: ModelChoice, fake: Path | None, is_insecure: bool
-) -> "FreshSettings":
-    """What SIGHUP makes of a configuration that was read again; the model stays."""
-    from verger.gateway.fresh_settings import FreshSettings
-
-    taken, needs_restart = reloaded(running, fresh)
-    return FreshSettings(settings_for(taken, choice, fake, is_insecure), needs_restart)
-
-
-def settings_for(
-    config: Config, choice: ModelChoice, fake: Path | None, is_insecure: bool = False
-) -> "ServerSettings":
-    """What the gateway needs to know, and no more."""
-    from verger.gateway.cors import origin_list
-    from verger.gateway.hosts import host_list
-    from verger.gateway.identity import instance_id
-    from verger.gateway.providers import load_kinds, load_providers
-    from verger.gateway.routing import Limits
-    from verger.gateway.settings import ServerSettings
-    from verger.lan.advertise import Backend
-
-    engine, mac = config.engine, assumed_mac(config, choice.id)
-    prices = shipped_and_fetched()
-    has_disk = engine.prefix_cache and engine.disk_gib > 0
-    return ServerSettings(
-        model_id=choice.id,
-        model_folder=choice.folder.path,
-        context_tokens=choice.context_tokens,
-        sampling=_sampling(choice.model.sampling if choice.model else SamplingDefaults()),
-        aliases={
-            name: choice.id if target == SERVED_MODEL else target
-            for name, target in config.aliases.items()
-        },
-        providers=load_providers(
-            config.providers, load_kinds(paths.providers_dir()), paths.home(), prices
-        ),
-        can_spill=config.spill.enabled,
-        min_intelligence=_scored(config.spill, prices),
-        cloud_budget_usd=config.spill.monthly_budget_usd,
-        host=config.server.host,
-        port=config.server.port,
-        name=config.server.name,
-        instance_id=instance_id(paths.instance_id_file()),
-        bonjour=Backend(config.lan.bonjour),
-        lan_interfaces=_listed(config.lan.interfaces),
-        heartbeat_s=config.server.heartbeat_s,
-        allowed_hosts=host_list(config.server.allowed_hosts),
-        cors_origins=origin_list(config.server.cors_origins),
-        tls=_tls_files(config.server),
-        max_rows=engine.max_rows,
-        target_itl_ms=engine.target_itl_ms,
-        kv_bytes=_bytes(engine.kv_gib),
-        has_prefix_cache=engine.prefix_cache,
-        cache_dir=paths.cache_dir() if has_disk else None,
-        disk_bytes=_bytes(engine.disk_gib),
-        disk_daily_bytes=_bytes(engine.disk_daily_gib),
-        database_file=paths.database_file(),
-        admin_socket=paths.admin_socket(),
-        run_file=paths.run_file(),
-        is_insecure=is_insecure,
-        prices=prices,
-        machine=None if mac is None else mac.assumed.machine(),
-        limits=Limits(config.spill.ttft_objective_s, config.spill.max_wait_s),
-        log_file=_log_file(config.log),
-        fake_script=fake,
-    )
-
-
-def _open_log(settings: LogConfig) -> None:
+def _open_log(settings: LogConfig, log_file: log.LogFile | None) -> None:
     """Standard error is for what a crash prints, where there is a file for all else."""
-    log.configure(_log_file(settings))
+    log.configure(log_file)
     if settings.crash_file:
         file = paths.in_home(settings.crash_file)
         try:
@@ -172,33 +91,6 @@ def _open_log(settings: LogConfig) -> None:
         except OSError as error:
             reason = log.key_values(event="not_trimmed", file=file, reason=error.strerror)
             logging.getLogger("verger.cli").warning(reason)
-
-
-def _log_file(settings: LogConfig) -> log.LogFile | None:
-    if not settings.file:
-        return None
-    return log.LogFile(paths.in_home(settings.file), settings.max_mib << 20, settings.kept_files)
-
-
-def _scored(spill: SpillConfig, prices: "Snapshot") -> str:
-    """The floor that a provider's model has to reach; without a score nothing could."""
-    minimum = spill.min_intelligence
-    if spill.enabled and prices.index(minimum) is None:
-        raise ConfigError(
-            f"spill.min_intelligence = {minimum!r} has no score in any index; name one of the "
-            "models that `verger providers rank` lists"
-        )
-    return minimum
-
-
-def _tls_files(server: ServerConfig) -> "TlsFiles | None":
-    from verger.gateway.settings import TlsFiles
-
-    if not (server.tls_cert or server.tls_key):
-        return None
-    if not (server.tls_cert and server.tls_key):
-        raise ConfigError("tls_cert and tls_key belong together: give both, or neither")
-    return TlsFiles(Path(server.tls_cert).expanduser(), Path(server.tls_key).expanduser())
 
 
 def _choose(config: Config) -> ModelChoice:
@@ -227,22 +119,3 @@ def _access_notice(host: str, is_insecure: bool) -> str | None:
             "or listen on 127.0.0.1"
         )
     return None
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _bytes(gib: float) -> int:
-    """Rounded up: what is not 0 stays so."""
-    return math.ceil(gib * 2**30)
-
-
-def _sampling(defaults: SamplingDefaults) -> Sampling:
-    return Sampling(
-        temperature=defaults.temperature,
-        top_p=defaults.top_p,
-        top_k=defaults.top_k,
-        min_p=defaults.min_p,
-    )
