@@ -27,6 +27,7 @@ from verger.formats.dates import PinnedDates
 from verger.formats.vocabulary import Vocabulary
 from verger.gateway.advertising import CHECK_S, Advertising
 from verger.gateway.engine_client import EngineClient, RestartLimits
+from verger.gateway.safe_mode import CRASHES
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.lan.advertise import Backend
@@ -190,6 +191,22 @@ async def test_a_restart_of_the_engine_changes_nothing_and_its_end_withdraws() -
         await stage.look(2)
         assert stage.lan.verbs == ["start", "stop"]
         assert stage.service.lan.off_reason == "the engine cannot run"
+
+
+async def test_in_safe_mode_nobody_is_sent_here() -> None:
+    async with staged() as stage:
+        stage.begin()
+        engine = await stage.ready()
+        for _ in range(CRASHES - 1):
+            engine.exit(-9)
+            engine = await stage.engines.next()
+        engine.exit(-9)
+        with pytest.raises(EngineUnavailable):
+            await stage.service.engine.wait_ready(30)
+        assert stage.service.engine.state.value == "safe_mode"
+        await stage.look(2)
+        assert stage.lan.verbs == ["start", "stop"]
+        assert stage.service.lan.off_reason == "the engine is in safe mode"
 
 
 async def test_a_network_that_is_away_shortly_is_no_reason_to_withdraw() -> None:

@@ -3,9 +3,9 @@
 Started and stopped by `server`. Must not know how multicast DNS is spoken (`lan` does) and never
 stops the server: whatever fails is logged once, shown by /v1/status, and tried again.
 
-    engine ready for the first time ──► advertised ──► withdrawn
-                                         │     ▲         on SIGTERM, before anything is drained;
-                     looked at every CHECK_S ──┘         once the engine has failed for good
+    engine ready ──► advertised ──► withdrawn     on SIGTERM, before anything is drained;
+                      │     ▲                     while the engine is in safe mode, or has failed
+  looked at every CHECK_S ──┘
 
 A restart of the engine takes seconds, in which clients are told to try again: the record stays.
 """
@@ -35,6 +35,10 @@ CHECK_S = 10.0
 MAX_DOUBTS = 2
 """How many looks in a row must differ from what is advertised: a network may be away shortly."""
 MAX_LOAD_S = 900.0
+_DOWN = {
+    EngineState.SAFE_MODE: "the engine is in safe mode",
+    EngineState.FAILED: "the engine cannot run",
+}
 MAX_WITHDRAWAL_S = STOP_S + 0.5
 
 Make = Callable[[Backend, Sequence[Interface], Sequence[str]], Advertiser]
@@ -186,8 +190,8 @@ class Advertising:
     def _wanted_place(self) -> _Place:
         """Raises LanError where there is none."""
         service, settings = self._service, self._service.settings
-        if service.engine.state is EngineState.FAILED:
-            raise LanError("the engine cannot run")
+        if service.engine.state in _DOWN:
+            raise LanError(_DOWN[service.engine.state])
         interfaces = self._choose(settings.lan_interfaces)
         if settings.model_id == EMBEDDED_ID:
             interfaces = tuple(one for one in interfaces if one.is_loopback)
