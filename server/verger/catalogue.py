@@ -6,7 +6,7 @@ are checked (model_folder.py does that).
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -106,6 +106,17 @@ class ModelChoice:
         return min(known, self.folder.context_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class AbsentModel:
+    """The model that is to be served once it has been fetched; it would fit."""
+
+    model: Model
+    path: Path
+    """Where it will be."""
+    reason: str
+    """What is missing there, and how to get it."""
+
+
 def load_catalogue(folder: Path) -> Catalogue:
     """Read models/*.toml, smallest model first. Raises ConfigError for a damaged file."""
     models = [_load(path) for path in folder.glob("*.toml")]
@@ -124,6 +135,21 @@ def resolve_model(
 
     Raises ModelFolderError, whose text says how to get a model, when there is none to serve.
     """
+    found = find_model(requested, catalogue, places, memory=memory, is_loopback=is_loopback)
+    if isinstance(found, AbsentModel):
+        raise ModelFolderError(found.reason)
+    return found
+
+
+def find_model(
+    requested: str,
+    catalogue: Catalogue,
+    places: ModelPlaces,
+    *,
+    memory: MachineMemory,
+    is_loopback: bool,
+) -> ModelChoice | AbsentModel:
+    """As `resolve_model`, but a model that can be fetched may be absent."""
     if requested == AUTO:
         return _largest_present(catalogue, places, memory, is_loopback)
     if requested in catalogue:
@@ -169,33 +195,48 @@ def _load(path: Path) -> Model:
     return model
 
 
-def _catalogued(model: Model, places: ModelPlaces) -> ModelChoice:
+def _catalogued(model: Model, places: ModelPlaces) -> ModelChoice | AbsentModel:
     folder = places.folder(model)
     if model.repository and not folder.exists():
-        raise ModelFolderError(
-            f"{model.id} is not in {folder}; to get it ({model.weight_bytes / GB:.1f} GB): "
-            f"{pull_command(model)}"
-        )
-    return ModelChoice(id=model.id, folder=check_model_folder(folder), model=model)
+        return AbsentModel(model, folder, f"{model.id} is not in {folder}; {_to_get(model)}")
+    try:
+        return ModelChoice(id=model.id, folder=check_model_folder(folder), model=model)
+    except ModelFolderError as error:
+        if not model.repository:
+            raise
+        return AbsentModel(model, folder, f"{error}; {_to_get(model)}")
+
+
+def _to_get(model: Model) -> str:
+    return f"to get it ({model.weight_bytes / GB:.1f} GB): {pull_command(model)}"
 
 
 def _largest_present(
     catalogue: Catalogue, places: ModelPlaces, memory: MachineMemory, is_loopback: bool
-) -> ModelChoice:
-    """The largest complete model that fits, else the embedded one with a notice saying so."""
+) -> ModelChoice | AbsentModel:
+    """The largest complete model that fits, else the embedded one with a notice saying so; else,
+    where that is not to be served, the largest that would fit."""
     fitting = fitting_models(catalogue, memory)
     for model in fitting:
         if places.is_complete(model):
             return _catalogued(model, places)
-    advice = _advice(fitting)
-    if not is_loopback:
-        raise ModelFolderError(
-            f"no complete model is in {places.models_dir}, and the embedded test model is served "
-            f"on loopback only. {advice}"
-        )
-    choice = _catalogued(catalogue[EMBEDDED_ID], places)
-    notice = f"no model is present: this is {EMBEDDED_ID}, the embedded test model. {advice}"
-    return replace(choice, notice=notice)
+    if is_loopback:
+        return _embedded(catalogue, places, fitting)
+    reason = (
+        f"no complete model is in {places.models_dir}, and the embedded test model is served "
+        f"on loopback only. {_advice(fitting)}"
+    )
+    if not fitting:
+        raise ModelFolderError(reason)
+    return AbsentModel(fitting[0], places.folder(fitting[0]), reason)
+
+
+def _embedded(catalogue: Catalogue, places: ModelPlaces, fitting: list[Model]) -> ModelChoice:
+    folder = check_model_folder(places.nano_dir)
+    notice = (
+        f"no model is present: this is {EMBEDDED_ID}, the embedded test model. {_advice(fitting)}"
+    )
+    return ModelChoice(EMBEDDED_ID, folder, catalogue[EMBEDDED_ID], notice)
 
 
 def fitting_models(catalogue: Catalogue, memory: MachineMemory) -> list[Model]:

@@ -30,6 +30,7 @@ from verger.gateway.server import GatewayServer, listen
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.gateway.tls import tls_context
+from verger.gateway.weights import AreThere
 from verger.messages import (
     BACKGROUND,
     PROTOCOL_VERSION,
@@ -198,6 +199,7 @@ async def running_gateway(
     cloud: Cloud | None = None,
     principal: Principal | None = None,
     trust: ssl.SSLContext | bool = True,
+    are_weights_there: AreThere = lambda: False,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """Serve until the block is left; its engines wait in `engines` for the test to play them.
@@ -218,7 +220,7 @@ async def running_gateway(
         service.keys.anonymous = principal or service.keys.anonymous
         lan = lan or FakeLan()
         advertising = Advertising(service, make=lan.make, choose=lan.choose)
-        server, traffic = GatewayServer(service, advertising), Traffic()
+        server, traffic = GatewayServer(service, advertising, are_weights_there), Traffic()
         server.config.app = WatchedApp(create_app(service), traffic)
         with listen(served.host, served.port) as listener:
             port = listener.getsockname()[1]
@@ -257,8 +259,8 @@ def _service(
         engines.put_nowait(played)
         return EngineProcess(played.fake, *await asyncio.open_unix_connection(sock=ours))
 
-    vocabulary = Vocabulary.from_file_bytes((settings.model_folder / "tokenizer.json").read_bytes())
+    vocabulary = Vocabulary.from_file_bytes(settings.tokenizer_file.read_bytes())
     hello = Hello(PROTOCOL_VERSION, vocabulary.special("<|message|>"))
-    engine = EngineClient(["played"], hello, spawn=spawn)
+    engine = EngineClient(["played"], hello, spawn=spawn, no_weights=settings.no_weights)
     tls = None if settings.tls is None else tls_context(settings.tls)
     return Service(settings, vocabulary, engine, PinnedDates(), tls=tls)

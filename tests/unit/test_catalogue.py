@@ -6,9 +6,11 @@ import pytest
 from tests.model_folders import write_model_folder
 from verger import paths
 from verger.catalogue import (
+    AbsentModel,
     Catalogue,
     ModelChoice,
     ModelPlaces,
+    find_model,
     load_catalogue,
     pull_command,
     resolve_model,
@@ -115,6 +117,57 @@ def test_an_absent_model_is_refused_with_the_command_that_gets_it(
         resolve("gpt-oss-20b", catalogue, places)
     assert "verger pull gpt-oss-20b" in str(raised.value)
     assert "12.1 GB" in str(raised.value)
+
+
+def find(
+    requested: str, catalogue: Catalogue, places: ModelPlaces, *, memory_gb: int = 24
+) -> AbsentModel:
+    """From the office's network."""
+    memory = MachineMemory.of(memory_gb * GIB)
+    found = find_model(requested, catalogue, places, memory=memory, is_loopback=False)
+    assert isinstance(found, AbsentModel)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("requested", "memory_gb", "expected"),
+    [
+        ("gpt-oss-20b", 128, "gpt-oss-20b"),
+        ("auto", 24, "gpt-oss-20b"),
+        ("auto", 96, "gpt-oss-120b"),
+    ],
+)
+def test_what_is_to_be_fetched_is_known_before_it_is_there(
+    catalogue: Catalogue, places: ModelPlaces, requested: str, memory_gb: int, expected: str
+) -> None:
+    absent = find(requested, catalogue, places, memory_gb=memory_gb)
+    assert absent.model is catalogue[expected]
+    assert absent.path == places.models_dir / expected
+    assert absent.reason.endswith(f"verger pull {expected}")
+
+
+def test_a_damaged_model_is_one_to_be_fetched_again(
+    catalogue: Catalogue, places: ModelPlaces
+) -> None:
+    (write_model_folder(places.models_dir / "gpt-oss-20b") / "model.safetensors").unlink()
+    reason = find("gpt-oss-20b", catalogue, places).reason
+    assert "model.safetensors is missing" in reason
+    assert reason.endswith("verger pull gpt-oss-20b")
+
+
+def test_a_damaged_embedded_model_cannot_be_fetched(
+    catalogue: Catalogue, places: ModelPlaces
+) -> None:
+    (places.nano_dir / "model.safetensors").unlink()
+    with pytest.raises(ModelFolderError, match="missing"):
+        find("nano", catalogue, places)
+
+
+def test_a_machine_for_nothing_has_nothing_to_wait_for(
+    catalogue: Catalogue, places: ModelPlaces
+) -> None:
+    with pytest.raises(ModelFolderError, match="too little memory"):
+        find("auto", catalogue, places, memory_gb=8)
 
 
 def test_a_model_too_large_is_refused_with_the_numbers_and_what_fits(

@@ -180,7 +180,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ServerSetti
     """What `verger serve` would have started."""
     settings: list[ServerSettings] = []
 
-    def run(given: ServerSettings, read_settings: object) -> int:
+    def run(given: ServerSettings, *_: object) -> int:
         settings.append(given)
         return 0
 

@@ -1,15 +1,17 @@
 """`verger serve`: configuration and catalogue become ServerSettings; the gateway does the rest."""
 
 import logging
+import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from verger import log, paths
-from verger.catalogue import ModelChoice, load_catalogue, resolve_model
+from verger.catalogue import AbsentModel, ModelChoice, find_model, load_catalogue
 from verger.cli.machine import has_engine, machine_memory, model_places
 from verger.config import Config, LogConfig, is_loopback, load_config
 from verger.errors import NoKeys, StartupError
@@ -58,15 +60,18 @@ def serve(
         "engine.model": model,
         "engine.max_rows": max_rows,
     }
-    loaded = load_config(flags, file=config)
+    _serve(lambda: load_config(flags, file=config), fake, insecure_no_auth)
+
+
+def _serve(read_config: Callable[[], Config], fake: Path | None, is_insecure: bool) -> NoReturn:
+    loaded = read_config()
     if not has_engine():
         raise StartupError(
             "the engine is not installed: run scripts/serve, or pip install 'verger[engine]'"
         )
     choice = _choose(loaded)
-    notices = [choice.notice, _access_notice(loaded.server.host, insecure_no_auth)]
-    for notice in filter(None, notices):
-        print(f"verger: {notice}", file=sys.stderr)
+    _say(_model_notice(choice))
+    _say(_access_notice(loaded.server.host, is_insecure))
     # Imported late: the web stack costs every other command a quarter of a second.
     from verger.cli.server_settings import fresh_settings, log_file, settings_for
     from verger.gateway.server import run
@@ -74,11 +79,13 @@ def serve(
     _open_log(loaded.log, log_file(loaded.log))
 
     def read_settings() -> "FreshSettings":
-        fresh = load_config(flags, file=config)
-        return fresh_settings(loaded, fresh, choice, fake, insecure_no_auth)
+        return fresh_settings(loaded, read_config(), choice, fake, is_insecure)
 
-    settings = settings_for(loaded, choice, fake, insecure_no_auth)
-    raise typer.Exit(run(settings, read_settings))
+    settings = settings_for(loaded, choice, fake, is_insecure)
+    code = run(settings, read_settings, lambda: _is_there(loaded))
+    if code is None:
+        _start_anew()
+    raise typer.Exit(code)
 
 
 def _open_log(settings: LogConfig, log_file: log.LogFile | None) -> None:
@@ -93,8 +100,36 @@ def _open_log(settings: LogConfig, log_file: log.LogFile | None) -> None:
             logging.getLogger("verger.cli").warning(reason)
 
 
-def _choose(config: Config) -> ModelChoice:
-    return resolve_model(
+def _say(notice: str | None) -> None:
+    if notice is not None:
+        print(f"verger: {notice}", file=sys.stderr)
+
+
+def _model_notice(choice: ModelChoice | AbsentModel) -> str | None:
+    if isinstance(choice, ModelChoice):
+        return choice.notice
+    return (
+        f"no model to load yet: {choice.reason}. Until it is there, and then it is loaded by "
+        "itself, requests are refused, or go to a cloud where they may"
+    )
+
+
+def _is_there(config: Config) -> bool:
+    """Whether there is by now a model to load."""
+    try:
+        return isinstance(_choose(config), ModelChoice)
+    except StartupError:
+        return False
+
+
+def _start_anew() -> NoReturn:
+    """The same command in the same process: whoever watches it sees no exit."""
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 (no shell)
+
+
+def _choose(config: Config) -> ModelChoice | AbsentModel:
+    return find_model(
         config.engine.model,
         load_catalogue(paths.catalogue_dir()),
         model_places(),

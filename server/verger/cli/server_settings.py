@@ -5,10 +5,11 @@ comes the web stack, which costs every other command a quarter of a second.
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from verger import log, paths
-from verger.catalogue import ModelChoice, SamplingDefaults
+from verger.catalogue import AbsentModel, Model, ModelChoice, SamplingDefaults
 from verger.cli.assumed import assumed_mac, shipped_and_fetched
 from verger.config import (
     SERVED_MODEL,
@@ -30,9 +31,22 @@ from verger.gateway.settings import ServerSettings, TlsFiles
 from verger.lan.advertise import Backend
 from verger.messages import Sampling
 
+Choice = ModelChoice | AbsentModel
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What of it is the same for a model that is there and for one that is still to come."""
+
+    id: str
+    folder: Path
+    context_tokens: int
+    model: Model | None
+    stand_in_tokenizer: Path | None = None
+
 
 def fresh_settings(
-    running: Config, fresh: Config, choice: ModelChoice, fake: Path | None, is_insecure: bool
+    running: Config, fresh: Config, choice: Choice, fake: Path | None, is_insecure: bool
 ) -> FreshSettings:
     """What SIGHUP makes of a configuration that was read again; the model stays."""
     taken, needs_restart = reloaded(running, fresh)
@@ -40,19 +54,21 @@ def fresh_settings(
 
 
 def settings_for(
-    config: Config, choice: ModelChoice, fake: Path | None, is_insecure: bool = False
+    config: Config, choice: Choice, fake: Path | None, is_insecure: bool = False
 ) -> ServerSettings:
     """What the gateway needs to know, and no more."""
-    engine, mac = config.engine, assumed_mac(config, choice.id)
+    served = _served(choice)
+    engine, mac = config.engine, assumed_mac(config, served.id)
     prices = shipped_and_fetched()
     has_disk = engine.prefix_cache and engine.disk_gib > 0
     return ServerSettings(
-        model_id=choice.id,
-        model_folder=choice.folder.path,
-        context_tokens=choice.context_tokens,
-        sampling=_sampling(choice.model.sampling if choice.model else SamplingDefaults()),
+        model_id=served.id,
+        model_folder=served.folder,
+        context_tokens=served.context_tokens,
+        sampling=_sampling(served.model.sampling if served.model else SamplingDefaults()),
+        stand_in_tokenizer=served.stand_in_tokenizer,
         aliases={
-            name: choice.id if target == SERVED_MODEL else target
+            name: served.id if target == SERVED_MODEL else target
             for name, target in config.aliases.items()
         },
         providers=load_providers(
@@ -125,6 +141,15 @@ def _listed(text: str) -> tuple[str, ...]:
 def _bytes(gib: float) -> int:
     """Rounded up: what is not 0 stays so."""
     return math.ceil(gib * 2**30)
+
+
+def _served(choice: Choice) -> _Served:
+    if isinstance(choice, ModelChoice):
+        return _Served(choice.id, choice.folder.path, choice.context_tokens, choice.model)
+    model = choice.model
+    # It spells the same text with about twice as many tokens: a reservation is too high, not low.
+    stand_in = paths.nano_dir() / "tokenizer.json"
+    return _Served(model.id, choice.path, model.context_tokens, model, stand_in)
 
 
 def _sampling(defaults: SamplingDefaults) -> Sampling:

@@ -51,6 +51,11 @@ MAX_JITTER = 1.25
 MAX_SPILLING = 1024
 """Keys of which it is known whether spilling has set in; the one used least lately is forgotten."""
 
+_WITHOUT_ENGINE = {
+    EngineState.STARTING: Reason.ENGINE_LOADING,
+    EngineState.NO_WEIGHTS: Reason.NO_WEIGHTS,
+}
+
 Cloud = Callable[[], bool]
 """Whether a cloud can and may take a request now; asked when it comes and every second while it
 waits, so it must not block."""
@@ -107,6 +112,13 @@ class Admission:
         self._uniform = uniform
         self._reviewing: asyncio.Task[None] | None = None
 
+    def require_engine(self, principal: Principal, cloud: Cloud) -> None:
+        """Raises Spilled if there is none and a cloud shall answer, else EngineUnavailable."""
+        if self._engine.state is not EngineState.READY:
+            reason = _WITHOUT_ENGINE.get(self._engine.state, Reason.ENGINE_DOWN)
+            self.spill_if_may(principal, cloud, reason)
+        self._engine.require_ready()
+
     async def admit(
         self,
         submit: Submit,
@@ -121,10 +133,7 @@ class Admission:
 
         Raises Spilled if a cloud shall answer, else Overloaded or EngineUnavailable.
         """
-        if self._engine.state is not EngineState.READY:
-            is_loading = self._engine.state is EngineState.STARTING
-            reason = Reason.ENGINE_LOADING if is_loading else Reason.ENGINE_DOWN
-            self.spill_if_may(principal, cloud, reason)
+        self.require_engine(principal, cloud)
         queue, max_rows = self._engine.queue, self._max_rows
         if not queue.has_place(choices):
             self.spill_if_may(principal, cloud, Reason.QUEUE_TOO_LONG)

@@ -55,6 +55,8 @@ __all__ = ["EngineClient", "EngineState", "Event", "Generation", "RestartLimits"
 MAX_QUEUED_EVENTS = 4096
 """What a consumer may leave untaken, about a token each, before its request is cancelled."""
 RETRY_AFTER_S = 2
+RETRY_WITHOUT_WEIGHTS_S = 60
+"""Gigabytes have to come."""
 NOBODY = Origin()
 """Of requests of which nothing is known."""
 
@@ -68,6 +70,7 @@ class EngineClient:
         hello: Hello,
         limits: RestartLimits | None = None,
         *,
+        no_weights: str = "",
         max_queued: int = MAX_QUEUED,
         max_queued_events: int = MAX_QUEUED_EVENTS,
         spawn: Spawn = spawn,
@@ -85,12 +88,15 @@ class EngineClient:
         self._is_queue_empty = asyncio.Event()
         self._is_queue_empty.set()
         self._is_stopping = False
+        self._no_weights = no_weights
+        """Why there is nothing to load, and what to do about it; empty: there is."""
         self._clock = clock
         self._request_ids = itertools.count(1)
         self._supervisor = EngineSupervisor(
             command,
             hello,
             limits or RestartLimits(),
+            has_weights=not no_weights,
             on_frame=self._dispatch,
             on_down=self._fail_pending,
             spawn=spawn,
@@ -210,10 +216,14 @@ class EngineClient:
         finally:
             self._leave(choices)
 
+    def require_ready(self) -> None:
+        """Raises EngineUnavailable, which says why it is not."""
+        if self._is_stopping or self.state is not EngineState.READY:
+            raise self._unavailable()
+
     def look_up(self, submit: Submit) -> Hits:
         """Ask how much of a prompt is cached; the answer comes with `Hits.wait`, or later."""
-        if self.state is not EngineState.READY:
-            raise self._unavailable()
+        self.require_ready()
         return self._look_ups.ask(submit)
 
     def give_up(self, choices: Choices, error: ReplyError) -> None:
@@ -230,8 +240,7 @@ class EngineClient:
             self._submit_next()
 
     def _new_choices(self, submit: Submit, choices: int) -> Choices:
-        if self._is_stopping or self.state is not EngineState.READY:
-            raise self._unavailable()
+        self.require_ready()
         leader, *forks = itertools.islice(self._request_ids, choices)
         submit = msgspec.structs.replace(submit, request_id=leader, forks=forks)
         return tuple(Generation(request_id, submit) for request_id in (leader, *forks))
@@ -333,6 +342,8 @@ class EngineClient:
     def _unavailable(self) -> EngineUnavailable:
         if self._is_stopping:
             return EngineUnavailable("Verger is shutting down.")
+        if self.state is EngineState.NO_WEIGHTS:
+            return EngineUnavailable(self._no_weights, retry_after_s=RETRY_WITHOUT_WEIGHTS_S)
         if self.state is EngineState.FAILED:
             return EngineUnavailable(f"The engine cannot run: {self.failure}")
         if (probe_s := self.next_probe_s) is not None:

@@ -4,10 +4,11 @@ Owned by `engine_client.py`, which gets every frame and is told of every death. 
 requests, HTTP or what the tokens mean.
 
     STARTING ──► READY ◄──► RESTARTING ◄─┐
-        │                    │  │ ▲  └───┘       died again before it was ready
-        └────────────────────┘  │ ▼
-                                │ SAFE_MODE      died too often (`safe_mode.py`); left by a probe
-                                └──► FAILED      permanent
+      │ │                    │  │ ▲  └───┘       died again before it was ready
+      │ └────────────────────┘  │ ▼
+      │                         │ SAFE_MODE      died too often (`safe_mode.py`); left by a probe
+      │                         └──► FAILED      permanent
+      └──► NO_WEIGHTS                            nothing to load, so nothing is ever started
                                      STOPPED     from any state, by stop()
 """
 
@@ -44,6 +45,7 @@ class EngineState(Enum):
     """Whether the engine can be used; the diagram is in the module docstring."""
 
     STARTING = "starting"
+    NO_WEIGHTS = "no_weights"
     READY = "ready"
     RESTARTING = "restarting"
     SAFE_MODE = "safe_mode"
@@ -53,11 +55,13 @@ class EngineState(Enum):
 
 _MOVES = {
     EngineState.STARTING: (
+        EngineState.NO_WEIGHTS,
         EngineState.READY,
         EngineState.RESTARTING,
         EngineState.FAILED,
         EngineState.STOPPED,
     ),
+    EngineState.NO_WEIGHTS: (EngineState.STOPPED,),
     EngineState.READY: (EngineState.RESTARTING, EngineState.STOPPED),
     EngineState.RESTARTING: (
         EngineState.READY,
@@ -106,6 +110,7 @@ class EngineSupervisor:
         hello: Hello,
         limits: RestartLimits,
         *,
+        has_weights: bool = True,
         on_frame: Callable[[FromEngine], None],
         on_down: Callable[[], None],
         spawn: Spawn = spawn,
@@ -120,6 +125,7 @@ class EngineSupervisor:
         self._command = command
         self._hello = hello
         self._limits = limits
+        self._has_weights = has_weights
         self._on_frame = on_frame
         self._on_down = on_down
         self._spawn = spawn
@@ -143,8 +149,11 @@ class EngineSupervisor:
         return max(0.0, self._probe_s - self._clock())
 
     def start(self) -> None:
-        """Start the engine in the background."""
+        """Start the engine in the background, if it has something to load."""
         assert self._task is None
+        if not self._has_weights:
+            self._become(EngineState.NO_WEIGHTS)
+            return
         self._task = asyncio.create_task(self._supervise(), name="engine-supervisor")
         self._task.add_done_callback(self._end)
 
@@ -154,7 +163,7 @@ class EngineSupervisor:
         self._process.send(frame)
 
     async def wait_decided(self) -> None:
-        """Wait through starts and restarts until it is READY, SAFE_MODE, FAILED or STOPPED."""
+        """Wait through starts and restarts until it is anything else."""
         await self._is_decided.wait()
 
     async def stop(self, drain_s: float) -> None:

@@ -53,6 +53,8 @@ class Reason(Enum):
     """Too many requests, or prompt tokens, are ahead of it."""
     ENGINE_DOWN = "engine-down"
     ENGINE_LOADING = "engine-loading"
+    NO_WEIGHTS = "no-weights"
+    """The served model has not been fetched yet."""
     TOO_LONG_FOR_HERE = "too-long-for-here"
     """Its prompt does not fit into this machine's context."""
 

@@ -7,6 +7,7 @@ loads a model; the engine loads while the port already answers (`/readyz` is red
                       finish for up to drain_s, what still runs then fails with an error event;
                       exit 0
     SIGINT again    → exit at once
+    weights found   → as SIGTERM, but to be run anew: only in a server that had none
     SIGHUP          → configuration and certificate are read again: see reload.py
 """
 
@@ -50,6 +51,7 @@ from verger.gateway.run_record import RunRecord, Start, read_boot_id
 from verger.gateway.service import Service
 from verger.gateway.settings import ServerSettings
 from verger.gateway.tls import tls_context
+from verger.gateway.weights import AreThere, wait_for_weights
 from verger.log import key_values
 from verger.messages import PROTOCOL_VERSION, Hello
 
@@ -70,10 +72,16 @@ UNKNOWN = Start()
 _CUT_OFF = "ASGI callable returned without completing response."
 
 
-def run(settings: ServerSettings, read_settings: ReadSettings | None = None) -> int:
+def run(
+    settings: ServerSettings,
+    read_settings: ReadSettings | None = None,
+    are_weights_there: AreThere = lambda: False,
+) -> int | None:
     """Serve until a signal; returns the process's exit code. Raises StartupError.
 
-    `read_settings` is for SIGHUP; without it only the certificate is read again.
+    `read_settings` is for SIGHUP; without it only the certificate is read again. A server without
+    weights asks again and again whether they are there; if they are it ends, with None, so that it
+    is started anew with all that follows from them.
     """
     raise_open_files(MAX_CONNECTIONS + SPARE_FILES)
     with listen(settings.host, settings.port) as listener:
@@ -86,14 +94,14 @@ def run(settings: ServerSettings, read_settings: ReadSettings | None = None) -> 
         read = read_settings or partial(FreshSettings, settings)
         service.reloader.add("configuration", settings_part(service, read))
         service.accounts.ledger.open()
-        server = GatewayServer(service)
+        server = GatewayServer(service, are_weights_there=are_weights_there)
         host, port = listener.getsockname()[:2]
         scheme = "http" if service.tls is None else "https"
         logger.info(key_values(event="listening", url=f"{scheme}://{_bracketed(host)}:{port}/v1"))
         server.run(sockets=[listener])
         if record is not None:
             record.end(server.exit_code)
-        return server.exit_code
+        return None if server.has_found_weights else server.exit_code
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -127,7 +135,7 @@ def raise_open_files(wanted: int) -> None:
 def build_service(settings: ServerSettings, start: Start = UNKNOWN) -> Service:
     """Read the vocabulary and the certificate, describe the engine; starts nothing."""
     try:
-        tokenizer_json = (settings.model_folder / "tokenizer.json").read_bytes()
+        tokenizer_json = settings.tokenizer_file.read_bytes()
     except OSError as error:
         raise ModelFolderError(f"cannot read {error.filename}: {error.strerror}") from None
     vocabulary = Vocabulary.from_file_bytes(tokenizer_json)
@@ -136,7 +144,8 @@ def build_service(settings: ServerSettings, start: Start = UNKNOWN) -> Service:
         message_id=vocabulary.special(Special.MESSAGE.value),
         special_ids=sorted(vocabulary.specials),
     )
-    engine = EngineClient(engine_command(settings, is_cautious=start.is_cautious), hello)
+    command = engine_command(settings, is_cautious=start.is_cautious)
+    engine = EngineClient(command, hello, no_weights=settings.no_weights)
     return Service(
         settings,
         vocabulary,
@@ -176,7 +185,12 @@ def engine_command(settings: ServerSettings, *, is_cautious: bool = False) -> li
 class GatewayServer(uvicorn.Server):
     """uvicorn's server with our signals, our drain, and an exit code."""
 
-    def __init__(self, service: Service, advertising: Advertising | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        advertising: Advertising | None = None,
+        are_weights_there: AreThere = lambda: False,
+    ) -> None:
         sse.drain_streams()
         logging.getLogger("uvicorn.error").addFilter(_is_news)
         self._service = service
@@ -185,6 +199,8 @@ class GatewayServer(uvicorn.Server):
         self._accepting: list[asyncio.Task[None]] = []
         self.crowd = Crowd(MAX_CONNECTIONS, MAX_CLIENT_CONNECTIONS)
         self.exit_code = 0
+        self.has_found_weights = False
+        self._are_weights_there = are_weights_there
         super().__init__(
             uvicorn.Config(
                 create_app(service),
@@ -279,7 +295,11 @@ class GatewayServer(uvicorn.Server):
         try:
             ready = await self._service.engine.wait_ready(MAX_LOAD_S)
         except EngineUnavailable as error:
-            if self._service.engine.state is EngineState.SAFE_MODE:
+            state = self._service.engine.state
+            if state is EngineState.NO_WEIGHTS:
+                await self._await_weights()
+                return
+            if state is EngineState.SAFE_MODE:
                 # To exit would only have it loaded, and end, again: the cloud can be served.
                 return
             logger.error(key_values(event="cannot_start", reason=error.message))
@@ -294,6 +314,13 @@ class GatewayServer(uvicorn.Server):
                     load_s=ready.load_s,
                 )
             )
+
+    async def _await_weights(self) -> None:
+        logger.warning(key_values(event="no_weights", reason=self._service.settings.no_weights))
+        await wait_for_weights(self._are_weights_there)
+        if not self.should_exit:
+            self.has_found_weights = True
+            self.ask_to_exit()
 
 
 def _admin_server(settings: ServerSettings) -> AdminServer | None:

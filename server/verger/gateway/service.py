@@ -5,6 +5,7 @@ Built once by `server` (and by tests), passed to every endpoint. Belongs to the 
 
 import hashlib
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -98,6 +99,11 @@ class Service:
         ready = self.engine.ready
         configured = self.settings.context_tokens
         return configured if ready is None else min(configured, ready.context_tokens)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many token ids there are; of a model that is not here yet, others know."""
+        return self.vocabulary.size if self.settings.has_weights else sys.maxsize
 
     @property
     def host_names(self) -> set[str]:

@@ -33,7 +33,7 @@ class ServerSettings:
 
     model_id: str
     model_folder: Path
-    """Holds tokenizer.json, and the weights that the engine loads."""
+    """Holds tokenizer.json, and the weights that the engine loads; or will, once it is fetched."""
     context_tokens: int
     sampling: Sampling = Sampling()
     """What a request gets for the sampling parameters it does not name."""
@@ -94,5 +94,27 @@ class ServerSettings:
     """For all providers and keys together, in a calendar month (UTC)."""
     log_file: LogFile | None = None
     """Beside it the engine keeps its own; None: both write to standard error."""
+    stand_in_tokenizer: Path | None = None
+    """Counts tokens for the cloud until the model has been fetched; None: the model is there."""
     fake_script: Path | None = None
     """Plays scripted answers instead of loading weights (for tests of clients)."""
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a model to load."""
+        return self.stand_in_tokenizer is None
+
+    @property
+    def no_weights(self) -> str:
+        """Why there is none, for clients; empty if there is."""
+        if self.has_weights:
+            return ""
+        return (
+            f"{self.model_id} has not been fetched yet: `verger pull {self.model_id}`, on the "
+            "machine that serves, does. It is loaded as soon as it is there."
+        )
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The served model's own, if it is there."""
+        return self.stand_in_tokenizer or self.model_folder / "tokenizer.json"

@@ -189,6 +189,9 @@ async def open_turn(
     Where `cloud` would take it, and shall, Spilled instead: from here, or from `pieces` before the
     first of them.
     """
+    if not service.settings.has_weights:
+        # The stand-in's vocabulary does not say how long a prompt is.
+        service.admission.require_engine(principal, cloud)
     try:
         submit = _submission(service, principal, request, prompt)
     except ContextLengthExceeded:

@@ -78,7 +78,7 @@ class ChatCompletions:
     async def _prepare(self, body: bytes, scope: Scope) -> tuple[ChatRequest, Asked]:
         service, settings, record = self._service, self._service.settings, record_of(scope)
         principal = principal_of(scope)
-        vocabulary_size, max_choices = service.vocabulary.size, min(MAX_CHOICES, settings.max_rows)
+        vocabulary_size, max_choices = service.vocabulary_size, min(MAX_CHOICES, settings.max_rows)
         is_long = len(body) > MAX_INLINE_BYTES
         request = await _run(
             lambda: parse_chat_request(body, settings.sampling, vocabulary_size, max_choices),

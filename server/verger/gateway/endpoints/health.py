@@ -39,6 +39,8 @@ class Health:
         if service.is_draining:
             return "Verger is shutting down."
         if service.engine.state is not EngineState.READY:
+            if service.engine.state is EngineState.NO_WEIGHTS:
+                return service.settings.no_weights
             if service.engine.state is EngineState.SAFE_MODE:
                 return "The engine is in safe mode, as it ended too often: see /v1/status."
             return f"The engine is {service.engine.state.value}."
