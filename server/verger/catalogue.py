@@ -129,13 +129,13 @@ def resolve_model(
     places: ModelPlaces,
     *,
     memory: MachineMemory,
-    is_loopback: bool,
+    is_trial: bool,
 ) -> ModelChoice:
     """Turn what --model says, a catalogue id, a folder or `auto`, into one checked folder.
 
     Raises ModelFolderError, whose text says how to get a model, when there is none to serve.
     """
-    found = find_model(requested, catalogue, places, memory=memory, is_loopback=is_loopback)
+    found = find_model(requested, catalogue, places, memory=memory, is_trial=is_trial)
     if isinstance(found, AbsentModel):
         raise ModelFolderError(found.reason)
     return found
@@ -147,11 +147,14 @@ def find_model(
     places: ModelPlaces,
     *,
     memory: MachineMemory,
-    is_loopback: bool,
+    is_trial: bool,
 ) -> ModelChoice | AbsentModel:
-    """As `resolve_model`, but a model that can be fetched may be absent."""
+    """As `resolve_model`, but a model that can be fetched may be absent.
+
+    In a trial `auto` falls back to the embedded model.
+    """
     if requested == AUTO:
-        return _largest_present(catalogue, places, memory, is_loopback)
+        return _largest_present(catalogue, places, memory, is_trial)
     if requested in catalogue:
         model = catalogue[requested]
         require_fit(model, catalogue, memory)
@@ -212,7 +215,7 @@ def _to_get(model: Model) -> str:
 
 
 def _largest_present(
-    catalogue: Catalogue, places: ModelPlaces, memory: MachineMemory, is_loopback: bool
+    catalogue: Catalogue, places: ModelPlaces, memory: MachineMemory, is_trial: bool
 ) -> ModelChoice | AbsentModel:
     """The largest complete model that fits, else the embedded one with a notice saying so; else,
     where that is not to be served, the largest that would fit."""
@@ -220,11 +223,11 @@ def _largest_present(
     for model in fitting:
         if places.is_complete(model):
             return _catalogued(model, places)
-    if is_loopback:
+    if is_trial:
         return _embedded(catalogue, places, fitting)
     reason = (
-        f"no complete model is in {places.models_dir}, and the embedded test model is served "
-        f"on loopback only. {_advice(fitting)}"
+        f"no complete model is in {places.models_dir}, and the embedded test model is "
+        f"served on loopback only, and by no service. {_advice(fitting)}"
     )
     if not fitting:
         raise ModelFolderError(reason)

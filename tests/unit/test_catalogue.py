@@ -38,14 +38,14 @@ def resolve(
     places: ModelPlaces,
     *,
     memory_gb: int = 128,
-    is_loopback: bool = True,
+    is_trial: bool = True,
 ) -> ModelChoice:
     return resolve_model(
         requested,
         catalogue,
         places,
         memory=MachineMemory.of(memory_gb * GIB),
-        is_loopback=is_loopback,
+        is_trial=is_trial,
     )
 
 
@@ -124,7 +124,7 @@ def find(
 ) -> AbsentModel:
     """From the office's network."""
     memory = MachineMemory.of(memory_gb * GIB)
-    found = find_model(requested, catalogue, places, memory=memory, is_loopback=False)
+    found = find_model(requested, catalogue, places, memory=memory, is_trial=False)
     assert isinstance(found, AbsentModel)
     return found
 
@@ -239,9 +239,9 @@ def test_auto_says_when_no_real_model_would_fit(catalogue: Catalogue, places: Mo
 def test_the_embedded_model_is_not_offered_to_the_network_by_default(
     catalogue: Catalogue, places: ModelPlaces
 ) -> None:
-    with pytest.raises(ModelFolderError, match="served on loopback only"):
-        resolve("auto", catalogue, places, is_loopback=False)
-    assert resolve("nano", catalogue, places, is_loopback=False).id == "nano"
+    with pytest.raises(ModelFolderError, match="served on loopback only, and by no service"):
+        resolve("auto", catalogue, places, is_trial=False)
+    assert resolve("nano", catalogue, places, is_trial=False).id == "nano"
 
 
 def test_the_command_that_gets_a_model(catalogue: Catalogue) -> None:

@@ -13,6 +13,7 @@ from tests.model_folders import write_model_folder
 from verger import __version__, paths
 from verger.catalogue import ModelPlaces, load_catalogue, resolve_model
 from verger.cli import models, serve
+from verger.cli.machine import is_trial
 from verger.cli.server_settings import settings_for
 from verger.config import is_loopback, load_config
 from verger.memory_fit import MachineMemory
@@ -133,7 +134,7 @@ def test_what_the_gateway_is_told(tmp_path: Path, verger_home: Path) -> None:
         load_catalogue(paths.catalogue_dir()),
         ModelPlaces(models_dir=tmp_path, nano_dir=nano),
         memory=MachineMemory.of(64 << 30),
-        is_loopback=True,
+        is_trial=True,
     )
     environ = {"VERGER_LAN_INTERFACES": " en0, 192.168.1.20,", "VERGER_LAN_BONJOUR": "dnssd"}
     config = load_config({"server.port": 0, "engine.max_rows": 3}, environ)
@@ -157,7 +158,7 @@ def test_the_gateway_is_told_what_this_mac_is_taken_to_be(tmp_path: Path) -> Non
         load_catalogue(paths.catalogue_dir()),
         ModelPlaces(models_dir=tmp_path, nano_dir=tmp_path),
         memory=MachineMemory.of(64 << 30),
-        is_loopback=True,
+        is_trial=True,
     )
     config = load_config(environ={"VERGER_COSTS_DECODE_TOK_S": "99"})
     machine = settings_for(config, choice, fake=None).machine
@@ -179,3 +180,17 @@ def test_the_gateway_is_told_what_this_mac_is_taken_to_be(tmp_path: Path) -> Non
 )
 def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "is_service", "expected"),
+    [("127.0.0.1", False, True), ("0.0.0.0", False, False), ("127.0.0.1", True, False)],
+)
+def test_the_embedded_model_stands_in_for_nobody_but_this_user(
+    monkeypatch: pytest.MonkeyPatch, host: str, is_service: bool, expected: bool
+) -> None:
+    """A service on loopback may be behind a proxy that the whole office uses."""
+    if is_service:
+        monkeypatch.setenv("VERGER_HOME", str(paths.SERVICE_HOME))
+    config = load_config({"server.host": host}, environ={})
+    assert is_trial(config) is expected

@@ -100,7 +100,7 @@ def choose(model: str) -> ModelChoice:
         load_catalogue(paths.catalogue_dir()),
         model_places(),
         memory=machine_memory(),
-        is_loopback=True,
+        is_trial=True,
     )
 
 

@@ -15,8 +15,8 @@ import typer
 from verger import paths
 from verger.catalogue import AUTO, ModelPlaces, load_catalogue, resolve_model
 from verger.cli.assumed import shipped_and_fetched
-from verger.cli.machine import has_engine, machine_memory, model_places
-from verger.config import Config, is_loopback, load_config
+from verger.cli.machine import has_engine, is_trial, machine_memory, model_places
+from verger.config import Config, load_config
 from verger.errors import EXIT_UNWELL, StartupError
 from verger.gateway.providers import load_kinds, load_providers
 from verger.macos.doctor import examine
@@ -102,7 +102,7 @@ def _model(config: Config, places: ModelPlaces, memory: MachineMemory) -> Findin
             load_catalogue(paths.catalogue_dir()),
             places,
             memory=memory,
-            is_loopback=is_loopback(config.server.host),
+            is_trial=is_trial(config),
         )
     except StartupError as error:
         return Finding("model", Level.FAIL, str(error), "verger models")

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from verger import paths
 from verger.catalogue import ModelPlaces
+from verger.config import Config, is_loopback
 from verger.macos.machine import Machine, ThisMachine
 from verger.memory_fit import MachineMemory
 
@@ -28,6 +29,12 @@ def wired_limit_bytes(machine: Machine) -> int:
     ran = machine.run(["sysctl", "-n", "iogpu.wired_limit_mb"])
     is_number = ran is not None and ran.status == 0 and ran.output.strip().isdigit()
     return int(ran.output) * MIB if ran is not None and is_number else 0
+
+
+def is_trial(config: Config) -> bool:
+    """Whether the embedded model may stand in for a real one: nobody but this user is served, which
+    cannot be said of a service, whose loopback address may be behind a proxy."""
+    return is_loopback(config.server.host) and paths.home() != paths.SERVICE_HOME
 
 
 def has_engine() -> bool:

@@ -12,7 +12,7 @@ import typer
 
 from verger import log, paths
 from verger.catalogue import AbsentModel, ModelChoice, find_model, load_catalogue
-from verger.cli.machine import has_engine, machine_memory, model_places
+from verger.cli.machine import has_engine, is_trial, machine_memory, model_places
 from verger.config import Config, LogConfig, is_loopback, load_config
 from verger.errors import NoKeys, StartupError
 from verger.gateway.database import database
@@ -134,7 +134,7 @@ def _choose(config: Config) -> ModelChoice | AbsentModel:
         load_catalogue(paths.catalogue_dir()),
         model_places(),
         memory=machine_memory(),
-        is_loopback=is_loopback(config.server.host),
+        is_trial=is_trial(config),
     )
 
 
