@@ -1,6 +1,7 @@
 """Starting, losing, restarting and giving up an engine; the engine and time are the test's."""
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Sequence
 
@@ -45,11 +46,11 @@ class World:
         self.time = FakeTime()
         self.client = self.make_client()
 
-    def make_client(self) -> EngineClient:
+    def make_client(self, limits: RestartLimits = LIMITS) -> EngineClient:
         return EngineClient(
             ["engine", "--flag"],
             HELLO,
-            LIMITS,
+            limits,
             spawn=self.engines.spawn,
             clock=self.time.clock,
             sleep=self.time.sleep,
@@ -137,7 +138,7 @@ async def test_an_engine_that_dies_again_and_again_is_only_probed(world: World) 
     assert world.client.state is EngineState.SAFE_MODE
     assert world.client.next_probe_s == 600
     with pytest.raises(
-        EngineUnavailable, match="safe mode: .* failure 3.* again in 600 s"
+        EngineUnavailable, match="safe mode, .*: failure 3.* again in 600 s"
     ) as raised:
         await world.client.generate(SUBMIT).__aenter__()
     assert raised.value.retry_after_s == 600
@@ -172,6 +173,23 @@ async def test_a_permanent_failure_is_not_retried(world: World) -> None:
     assert world.client.state is EngineState.FAILED
     assert world.client.failure == "the folder is no gpt-oss"
     assert len(world.engines.commands) == 1
+
+
+async def test_who_does_not_give_up_only_probes_an_engine_that_could_never_run(
+    world: World,
+) -> None:
+    world.client = world.make_client(dataclasses.replace(LIMITS, gives_up=False))
+    await world.client.start()
+    engine = await world.engines.next()
+    engine.send(Fatal("no memory", is_permanent=True))
+    engine.exit(3)
+    with pytest.raises(EngineUnavailable, match=r"safe mode.*no memory.*600 s"):
+        await world.client.wait_ready(WAIT_S)
+    assert world.client.state is EngineState.SAFE_MODE
+    await world.time.advance(600.0)
+    await world.engines.next_ready()
+    await settle()
+    assert await world.client.wait_ready(WAIT_S) == READY
 
 
 async def test_an_engine_of_another_version_is_given_up(world: World) -> None:

@@ -147,6 +147,9 @@ def test_what_the_gateway_is_told(tmp_path: Path, verger_home: Path) -> None:
     assert (settings.bonjour, settings.lan_interfaces) == ("dnssd", ("en0", "192.168.1.20"))
     assert settings.instance_id == (verger_home / "instance_id").read_text().strip()
     assert settings.database_file == verger_home / "verger.db"
+    assert settings.gives_up
+    public = load_config({"server.host": "0.0.0.0"}, environ={})
+    assert not settings_for(public, choice, fake=None).gives_up
     assert settings.prices.price("openai", "gpt-5-mini") is not None
     assert settings.machine is None, "nobody assumes a Mac for the embedded model"
 

@@ -41,3 +41,9 @@ def test_a_probe_that_holds_for_ten_minutes_begins_anew(ready_s: float, delay_s:
     policy = in_safe_mode()
     assert policy.delay_s(10_000, ready_s) == delay_s
     assert policy.is_safe is (ready_s < HEALTHY_S)
+
+
+def test_a_hopeless_death_is_one_too_many() -> None:
+    policy = RestartPolicy(1.0)
+    assert policy.delay_s(0, 0, is_hopeless=True) == 600
+    assert policy.is_safe

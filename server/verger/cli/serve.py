@@ -109,8 +109,8 @@ def _model_notice(choice: ModelChoice | AbsentModel) -> str | None:
     if isinstance(choice, ModelChoice):
         return choice.notice
     return (
-        f"no model to load yet: {choice.reason}. Until it is there, and then it is loaded by "
-        "itself, requests are refused, or go to a cloud where they may"
+        f"no model to load yet: {choice.reason}. Until then requests are refused, or go to a cloud "
+        "where they may; once it is there it is loaded by itself"
     )
 
 

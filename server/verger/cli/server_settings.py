@@ -11,6 +11,7 @@ from pathlib import Path
 from verger import log, paths
 from verger.catalogue import AbsentModel, Model, ModelChoice, SamplingDefaults
 from verger.cli.assumed import assumed_mac, shipped_and_fetched
+from verger.cli.machine import is_trial
 from verger.config import (
     SERVED_MODEL,
     Config,
@@ -102,6 +103,7 @@ def settings_for(
         machine=None if mac is None else mac.assumed.machine(),
         limits=Limits(config.spill.ttft_objective_s, config.spill.max_wait_s),
         log_file=log_file(config.log),
+        gives_up=is_trial(config),
         fake_script=fake,
     )
 

@@ -31,7 +31,6 @@ from verger.gateway.generation import Event, Generation
 from verger.gateway.hits import Hits, LookUps
 from verger.gateway.principal import ANONYMOUS, Principal
 from verger.gateway.rates import RateFit, Rates
-from verger.gateway.safe_mode import CRASHES, WINDOW_S
 from verger.gateway.submit_queue import MAX_QUEUED, Choices, Origin, SubmitQueue
 from verger.messages import (
     BACKGROUND,
@@ -348,9 +347,8 @@ class EngineClient:
             return EngineUnavailable(f"The engine cannot run: {self.failure}")
         if (probe_s := self.next_probe_s) is not None:
             return EngineUnavailable(
-                f"Verger is in safe mode: the engine ended {CRASHES} times within "
-                f"{WINDOW_S / 60:.0f} minutes, at last: {self.failure}. It is tried again in "
-                f"{math.ceil(probe_s)} s, or at once if Verger is restarted.",
+                f"Verger is in safe mode, as its engine does not stay up: {self.failure}. It is "
+                f"tried again in {math.ceil(probe_s)} s, or at once if Verger is restarted.",
                 retry_after_s=max(1, math.ceil(probe_s)),
             )
         message = "The model is still being loaded. Try again in a few seconds."

@@ -86,6 +86,8 @@ class RestartLimits:
     """The same while it loads the model, when it cannot send heartbeats."""
     first_delay_s: float = 0.25
     """Doubled at a further death; what comes after that is for `safe_mode.py` to say."""
+    gives_up: bool = True
+    """Whether an engine that could never run is FAILED; else it is only probed."""
 
 
 @dataclass(slots=True)
@@ -207,12 +209,12 @@ class EngineSupervisor:
             self.failure = life.reason
             cause = "watchdog" if life.is_hung else "crash"
             logger.error(key_values(event="engine_ended", cause=cause, reason=life.reason))
-            if life.is_permanent:
+            if life.is_permanent and self._limits.gives_up:
                 self._become(EngineState.FAILED)
                 return
             now_s = self._clock()
             ready_s = 0.0 if life.ready_at_s is None else now_s - life.ready_at_s
-            delay_s = policy.delay_s(now_s, ready_s)
+            delay_s = policy.delay_s(now_s, ready_s, is_hopeless=life.is_permanent)
             if policy.is_safe:
                 await self._pause(now_s + delay_s, delay_s)
             else:

@@ -2,8 +2,8 @@
 
 Asked by `engine_supervisor.py` at each death. Pure; must not know processes or a clock.
 
-    usual ──── CRASHES deaths within WINDOW_S ────► safe mode: one probe after each of PROBES_S
-      ▲                                                │
+    usual ──── CRASHES deaths within WINDOW_S, ───► safe mode: one probe after each of PROBES_S
+      ▲        or a hopeless one                       │
       └──────── ready for HEALTHY_S without a break ◄──┘
 """
 
@@ -26,14 +26,18 @@ class RestartPolicy:
         self._deaths_s: deque[float] = deque(maxlen=CRASHES)
         self._probes = 0
 
-    def delay_s(self, died_s: float, ready_s: float) -> float:
-        """An engine has died that had been ready for so long: how long to wait before the next."""
+    def delay_s(self, died_s: float, ready_s: float, *, is_hopeless: bool = False) -> float:
+        """An engine has died that had been ready for so long: how long to wait before the next.
+
+        Hopeless: it says itself that the next one would fare the same.
+        """
         if ready_s >= HEALTHY_S:
             self.is_safe = False
             self._deaths_s.clear()
             self._probes = 0
         self._deaths_s.append(died_s)
-        if len(self._deaths_s) == CRASHES and died_s - self._deaths_s[0] <= WINDOW_S:
+        is_often = len(self._deaths_s) == CRASHES and died_s - self._deaths_s[0] <= WINDOW_S
+        if is_hopeless or is_often:
             self.is_safe = True
         if not self.is_safe:
             return self._first_delay_s * 2.0 ** (len(self._deaths_s) - 1)

@@ -44,7 +44,7 @@ from verger.gateway.advertising import Advertising
 from verger.gateway.app import create_app
 from verger.gateway.cloud import Cloud
 from verger.gateway.connection import CLOSE_S, KEEP_ALIVE_S, Connection, raw_reply
-from verger.gateway.engine_client import EngineClient, EngineState
+from verger.gateway.engine_client import EngineClient, EngineState, RestartLimits
 from verger.gateway.fresh_settings import FreshSettings, ReadSettings, settings_part
 from verger.gateway.hosts import machine_names
 from verger.gateway.run_record import RunRecord, Start, read_boot_id
@@ -145,7 +145,8 @@ def build_service(settings: ServerSettings, start: Start = UNKNOWN) -> Service:
         special_ids=sorted(vocabulary.specials),
     )
     command = engine_command(settings, is_cautious=start.is_cautious)
-    engine = EngineClient(command, hello, no_weights=settings.no_weights)
+    limits = RestartLimits(gives_up=settings.gives_up)
+    engine = EngineClient(command, hello, limits, no_weights=settings.no_weights)
     return Service(
         settings,
         vocabulary,

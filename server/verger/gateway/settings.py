@@ -94,6 +94,9 @@ class ServerSettings:
     """For all providers and keys together, in a calendar month (UTC)."""
     log_file: LogFile | None = None
     """Beside it the engine keeps its own; None: both write to standard error."""
+    gives_up: bool = True
+    """The server ends if its engine could never run; else it is tried again, seldom, and others
+    are served by the cloud meanwhile."""
     stand_in_tokenizer: Path | None = None
     """Counts tokens for the cloud until the model has been fetched; None: the model is there."""
     fake_script: Path | None = None

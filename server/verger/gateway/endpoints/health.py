@@ -42,6 +42,6 @@ class Health:
             if service.engine.state is EngineState.NO_WEIGHTS:
                 return service.settings.no_weights
             if service.engine.state is EngineState.SAFE_MODE:
-                return "The engine is in safe mode, as it ended too often: see /v1/status."
+                return "Verger is in safe mode, as its engine does not stay up: see /v1/status."
             return f"The engine is {service.engine.state.value}."
         return None
