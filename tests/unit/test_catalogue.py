@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,13 @@ def test_the_catalogue_holds_the_facts(catalogue: Catalogue) -> None:
         assert model.context_tokens == 131_072
         assert model.kv_bytes_per_token == layers // 2 * 2 * 8 * 64 * 2
         assert model.snapshot_bytes == model.kv_bytes_per_token * 128
+
+
+def test_a_revision_is_a_commit_or_the_newest(catalogue: Catalogue) -> None:
+    """A tag or a short hash could come to mean something else."""
+    pinned = {model.id: model.revision for model in catalogue.values() if model.repository}
+    assert all(re.fullmatch("main|[0-9a-f]{40}", revision) for revision in pinned.values())
+    assert pinned["gpt-oss-20b"] != "main"
 
 
 def test_nano_in_the_catalogue_agrees_with_its_folder(catalogue: Catalogue) -> None:
