@@ -32,6 +32,7 @@ class FakeMac:
     is_enabled: bool = True
     dead: set[str] = field(default_factory=set)
     """Environments that never answer."""
+    has_model: bool = True
     lingering: int = 0
     """How often print still finds a job after bootout."""
     fail_at: int | None = None
@@ -153,7 +154,10 @@ class FakeMac:
     def _curl(self, arguments: list[str]) -> Done:
         current = self.layout.current
         answers = current.is_symlink() and current.readlink().name not in self.dead
-        return Done(0) if self.is_loaded and answers else Done(7, err="curl: (7) refused")
+        if not (self.is_loaded and answers):
+            return Done(7, err="curl: (7) refused")
+        is_ready = self.has_model or arguments[-1].endswith("/livez")
+        return Done(0) if is_ready else Done(22, err="curl: (22) 503")
 
     def _chown(self, arguments: list[str]) -> Done:
         owner, place = arguments[-2], arguments[-1]

@@ -6,6 +6,7 @@ What launchd, dscl, pip and the others do is FakeMac's; its home is in the same 
 import os
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from tests.fake_mac import FakeMac
 from verger.macos.executor import Done
 
 COMMAND_LIMIT_S = 60.0
+READY_LIMIT_S = 60.0
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -32,12 +34,11 @@ class LiveMac(FakeMac):
     catalogue: Path = Path()
     ran: list[list[str]] = field(default_factory=list)
     """The commands of Verger that the service's account was asked to run."""
-    job: "subprocess.Popen[str] | None" = None
+    job: "Job | None" = None
 
     def close(self) -> None:
         if self.job is not None:
-            self.job.kill()
-            self.job.communicate()
+            self.job.close()
             self.job = None
 
     def _sudo(self, arguments: list[str]) -> Done:
@@ -58,7 +59,7 @@ class LiveMac(FakeMac):
     def _launchctl(self, arguments: list[str]) -> Done:
         done = super()._launchctl(arguments)
         if arguments[0] == "bootstrap" and done.status == 0:
-            self._start()
+            self.job = self._started()
         if arguments[0] == "bootout":
             self.close()
         return done
@@ -66,26 +67,55 @@ class LiveMac(FakeMac):
     def _curl(self, arguments: list[str]) -> Done:
         if arguments[-1].endswith("/livez"):
             return super()._curl(arguments)
+        if self.job is not None and not self.job.is_ready():
+            # KeepAlive: it comes back, until it is unloaded.
+            self.job.close()
+            self.job = self._started()
         try:
             with urllib.request.urlopen(arguments[-1], timeout=5):
                 return Done(0)
         except (urllib.error.URLError, OSError) as error:
             return Done(7, err=f"curl: {error}")
 
-    def _start(self) -> None:
-        """As launchd would; comes back when it is ready, or has ended."""
+    def _started(self) -> "Job":
         home = str(self.layout.home)
         variables = self._environment({"HOME": home, "VERGER_HOME": home})
-        self.job = subprocess.Popen(
-            self._verger("serve"), env=variables, stderr=subprocess.PIPE, text=True
-        )
-        assert self.job.stderr is not None
-        for line in self.job.stderr:
-            if "event=ready" in line:
-                return
+        return Job(self._verger("serve"), variables)
 
     def _verger(self, *command: str) -> list[str]:
         return [sys.executable, "-P", "-c", PROGRAM, str(self.catalogue), *command]
 
     def _environment(self, variables: dict[str, str]) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], **variables}
+
+
+class Job:
+    """A `verger serve` as launchd runs it, and a thread that reads what it says."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        self._is_ready = False
+        self._known = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def is_ready(self) -> bool:
+        """Waits until it is, or has ended."""
+        assert self._known.wait(READY_LIMIT_S), "it neither became ready nor ended"
+        return self._is_ready
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            for line in lines:
+                if "event=ready" in line:
+                    self._is_ready = True
+                    self._known.set()
+        self._known.set()

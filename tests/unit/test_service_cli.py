@@ -177,14 +177,24 @@ def test_only_root_changes_anything(
     assert mac.snapshot() == before
 
 
-def test_without_a_model_the_next_step_is_told(
+def test_without_a_model_it_runs_and_the_next_step_is_told(
     verger: Verger, mac: FakeMac, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(service_mac, "_has_model", lambda config, folder: False)
-    done = verger("service", "install", "--source", wheel(tmp_path))
-    assert done.status == 0
-    assert not mac.is_loaded
-    assert "no model in" in done.out
+    mac.has_model = False
+    flags = ["--source", wheel(tmp_path)]
+    for command in (["install", *flags], ["install", *flags], ["restart"], ["stop"], ["start"]):
+        done = verger("service", *command)
+        assert (done.status, done.err) == (0, "")
+        told = "The service runs, but is not ready: there is no model in" in done.out
+        assert told is (command != ["stop"])
+        assert mac.is_loaded is (command != ["stop"])
+    status = verger("service", "status")
+    assert status.status == 3
+    assert "service      running, without a model yet" in status.out
+    assert f"sudo -u _verger env VERGER_HOME='{mac.layout.home}'" in status.out
+    told = json.loads(verger("service", "status", "--json").out)
+    assert (told["is_alive"], told["is_ready"], told["has_model"]) == (True, False, False)
 
 
 def test_logs_are_the_last_lines(verger: Verger, mac: FakeMac, tmp_path: Path) -> None:

@@ -91,12 +91,24 @@ def test_a_stopped_service_is_only_started(fake: FakeMac) -> None:
     assert len(fake.changes()) == 3
 
 
-def test_without_a_model_nothing_is_started_until_there_is_one(fake: FakeMac) -> None:
+def test_without_a_model_it_is_started_all_the_same(fake: FakeMac) -> None:
+    fake.has_model = False
     install(fake, has_model=False)
-    assert (fake.is_loaded, fake.is_enabled, fake.verbs()) == (False, False, ["disable"])
+    assert (fake.is_loaded, fake.is_enabled, fake.verbs()) == (True, True, ORDER)
     assert plan(fake, has_model=False) == []
-    install(fake)
-    assert fake.is_loaded
+    install(fake, source("2"), has_model=False)
+    assert fake.layout.current.readlink() == Path("env/0.1.0-2")
+
+
+def test_a_version_that_dies_without_a_model_gives_way_to_the_old_one(fake: FakeMac) -> None:
+    fake.has_model = False
+    install(fake, has_model=False)
+    fake.pauses.clear()
+    fake.dead = {"0.1.0-2"}
+    with pytest.raises(StepFailed, match=r"/livez.*not within 60 s"):
+        install(fake, source("2"), has_model=False)
+    assert len(fake.pauses) == 29
+    assert fake.layout.current.readlink() == Path("env/0.1.0-1")
 
 
 def failure(fake: FakeMac, steps: list[Step], number: int | None, **how: bool) -> StepFailed | None:

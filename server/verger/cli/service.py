@@ -26,8 +26,8 @@ from verger.macos.survey import Facts
 SCHEMA_VERSION = 1
 MAX_LOG_LINES = 10_000
 LOG_BYTES_PER_LINE = 400
-FRESH = Facts(has_model=True)
-"""A Mac that never had the service, and has a model: what --dry-run takes another machine for."""
+FRESH = Facts()
+"""A Mac that never had the service: what --dry-run takes another machine for."""
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every file and command.")]
 FromSource = Annotated[
@@ -78,10 +78,10 @@ def uninstall(
 
 @service.command()
 def start(dry_run: DryRun = False) -> None:
-    """Start the service, and wait until it would take a request."""
+    """Start the service, and wait until it is ready; without a model, until it runs."""
     mac, facts = _installed(dry_run)
-    steps = [] if facts.is_loaded else start_steps(mac.layout, mac.url())
-    _carry_out(mac, steps, dry_run, "service start", "The service runs.")
+    steps = [] if facts.is_loaded else _start(mac, facts)
+    _carry_out(mac, steps, dry_run, "service start", _how_it_runs(mac, facts))
 
 
 @service.command()
@@ -94,11 +94,11 @@ def stop(dry_run: DryRun = False) -> None:
 
 @service.command()
 def restart(dry_run: DryRun = False) -> None:
-    """Stop the service, start it, and wait until it would take a request."""
+    """Stop the service, start it, and wait until it is ready; without a model, until it runs."""
     mac, facts = _installed(dry_run)
     steps = stop_steps(mac.layout) if facts.is_loaded else []
-    steps += start_steps(mac.layout, mac.url())
-    _carry_out(mac, steps, dry_run, "service restart", "The service runs.")
+    steps += _start(mac, facts)
+    _carry_out(mac, steps, dry_run, "service restart", _how_it_runs(mac, facts))
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -111,6 +111,7 @@ class Status(Struct, frozen=True, kw_only=True):
     is_loaded: bool
     is_alive: bool
     is_ready: bool
+    has_model: bool
     url: str
     home: str
     problems: list[str]
@@ -124,7 +125,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(found)).decode())
     else:
-        _print_status(found)
+        _print_status(found, _pull_command(mac))
     if found.problems:
         raise typer.Exit(ServiceDrift.exit_code)
     if not found.is_ready:
@@ -155,8 +156,7 @@ def _install(is_dry: bool, source: Path | None, is_replaced: bool, command: str)
     steps = plan_install(mac, facts, source, command, is_replaced=is_replaced)
     if not is_dry:
         mac.require_root(command)
-    ending = "The service runs." if facts.has_model else _without_model(mac)
-    _carry_out(mac, steps, is_dry, command, ending)
+    _carry_out(mac, steps, is_dry, command, _how_it_runs(mac, facts))
     if not is_dry and not facts.has_keys:
         print(f"The key {FIRST_KEY} is printed above, this once.")
 
@@ -174,12 +174,24 @@ def plan_install(
     return install_steps(mac.layout, facts, mac.wanted(source))
 
 
-def _without_model(mac: Mac) -> str:
+def _start(mac: Mac, facts: Facts) -> list[Step]:
+    return start_steps(mac.layout, mac.url(), has_model=facts.has_model)
+
+
+def _how_it_runs(mac: Mac, facts: Facts) -> str:
+    if facts.has_model:
+        return "The service runs."
     return (
-        f"The service is not started: there is no model in {mac.layout.home / 'models'} yet. "
-        "Next: fetch one as the service's account, see verger models, "
+        f"The service runs, but is not ready: there is no model in {mac.layout.home / 'models'} "
+        "yet. Next: fetch one of `verger models` as the service's account; it is then loaded by "
+        f"itself: {_pull_command(mac)}"
+    )
+
+
+def _pull_command(mac: Mac) -> str:
+    return (
         f"sudo -u {USER} env VERGER_HOME='{mac.layout.home}' "
-        f"'{mac.layout.current}/bin/verger' pull MODEL; then: sudo verger service start"
+        f"'{mac.layout.current}/bin/verger' pull MODEL"
     )
 
 
@@ -236,13 +248,14 @@ def _status(mac: Mac, facts: Facts) -> Status:
         is_loaded=facts.is_loaded,
         is_alive=mac.run(probe(f"{url}/livez")).status == 0,
         is_ready=mac.run(probe(f"{url}/readyz")).status == 0,
+        has_model=facts.has_model,
         url=url,
         home=str(mac.layout.home),
         problems=found,
     )
 
 
-def _print_status(status: Status) -> None:
+def _print_status(status: Status, pull_command: str) -> None:
     for problem in status.problems:
         print(f"problem: {problem}")
     if not status.is_installed:
@@ -253,6 +266,8 @@ def _print_status(status: Status) -> None:
         state = "running, not answering: verger service logs"
     if status.is_loaded and status.is_alive:
         state = "running, not ready yet: verger service logs"
+    if status.is_loaded and status.is_alive and not status.has_model:
+        state = f"running, without a model yet; fetch one of `verger models`: {pull_command}"
     if status.is_loaded and status.is_ready:
         state = "ready"
     print(f"service      {state}\nversion      {status.version} ({status.environment})")

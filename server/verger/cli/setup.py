@@ -1,6 +1,6 @@
 """`verger setup`: from a fresh Mac to an answer that came in over the office network.
 
-    judge ─► install (not started without a model) ─► fetch ─► start ─► ask over the LAN
+    judge ─► install and start ─► fetch ─► wait until it is loaded ─► ask over the LAN
 
 Each part looks first whether it is done. An install that fails undoes itself, what was fetched
 stays, and the same command goes on from there. The parts are those of `service`, `doctor`, `pull`.
@@ -9,7 +9,6 @@ stays, and the same command goes on from there. The parts are those of `service`
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,10 +33,10 @@ from verger.cli.service_mac import Mac
 from verger.errors import InstallError, ModelFolderError, StepFailed
 from verger.macos.doctor import examine
 from verger.macos.findings import Level
-from verger.macos.launchd import start_steps, stop_steps
+from verger.macos.launchd import await_ready, start_steps, stop_steps
 from verger.macos.machine import ThisMachine
 from verger.macos.service_plan import FIRST_KEY, as_service, pull_step
-from verger.macos.steps import transcript
+from verger.macos.steps import Step, transcript
 from verger.macos.survey import Facts
 from verger.memory_fit import GIB, MachineMemory, smallest_mac_gib
 
@@ -57,7 +56,7 @@ def setup(
     dry_run: DryRun = False,
     source: FromSource = None,
 ) -> None:
-    """From a fresh Mac to an answer over the office network: install, fetch a model, start, ask."""
+    """From a fresh Mac to an answer over the office network: install, fetch a model, ask."""
     mac, facts = looked_at(dry_run)
     catalogue = load_catalogue(paths.catalogue_dir())
     memory = _memory(catalogue, is_assumed=facts is FRESH)
@@ -71,7 +70,7 @@ def setup(
     _judge(mac, is_yes=yes)
     secret = _install(mac, source)
     _fetch(mac, chosen)
-    secret = _install(mac, source) or secret
+    mac.executor.carry_out([await_ready(mac.layout, mac.url())], is_undone=False)
     _show_answer(mac, chosen, secret)
 
 
@@ -125,16 +124,14 @@ def _plan(mac: Mac, facts: Facts, chosen: Model, source: Path | None) -> str:
     """All that would be done, as far as it can be known before."""
     from verger.cli import setup_answer
 
-    is_present = mac.places().is_complete(chosen)
-    facts = replace(facts, has_model=is_present)
     parts = [transcript(plan_install(mac, facts, source, "service install"))]
-    if not is_present:
-        pull = pull_step(mac.layout, chosen.id, paths.hub_variables(), is_loaded=facts.is_loaded)
-        stop = stop_steps(mac.layout) if facts.is_loaded else []
-        parts += [transcript([pull, *stop, *start_steps(mac.layout, mac.url())])]
+    if not mac.places().is_complete(chosen):
+        restart = _restart_for(mac) if facts.has_model else []
+        parts += [transcript([pull_step(mac.layout, chosen.id, paths.hub_variables()), *restart])]
     parts += [
+        transcript([await_ready(mac.layout, mac.url())]),
         f"# ask {chosen.id} over this Mac's own address on the office network, at most "
-        f"{setup_answer.ANSWER_LIMIT_S:g} s: POST /v1/chat/completions"
+        f"{setup_answer.ANSWER_LIMIT_S:g} s: POST /v1/chat/completions",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -174,8 +171,7 @@ def _judge(mac: Mac, *, is_yes: bool) -> None:
 
 
 def _install(mac: Mac, source: Path | None) -> str | None:
-    """The install as far as it is not done; starts the service if it has a model. Returns the
-    first key, if it was made now."""
+    """The install as far as it is not done. Returns the first key, if it was made now."""
     steps = plan_install(mac, mac.facts(), source, "service install")
     if not steps:
         print(f"The service is installed already, in {mac.layout.folder}.")
@@ -187,16 +183,21 @@ def _fetch(mac: Mac, chosen: Model) -> None:
     if mac.places().is_complete(chosen):
         print(f"{chosen.id} is there already, in {mac.places().folder(chosen)}.")
         return
-    is_loaded = mac.facts().is_loaded
-    pull = pull_step(mac.layout, chosen.id, paths.hub_variables(), is_loaded=is_loaded)
+    is_serving = mac.facts().has_model
+    pull = pull_step(mac.layout, chosen.id, paths.hub_variables())
     try:
         mac.executor.carry_out([pull], is_undone=False)
     except StepFailed as error:
         raise StepFailed(
             f"{error}. What has come of the model is kept; next: sudo verger setup"
         ) from None
-    if is_loaded:
-        mac.executor.carry_out(stop_steps(mac.layout))
+    if is_serving:
+        mac.executor.carry_out(_restart_for(mac))
+
+
+def _restart_for(mac: Mac) -> list[Step]:
+    """A service that waits for its model loads it by itself; one that serves another does not."""
+    return [*stop_steps(mac.layout), *start_steps(mac.layout, mac.url(), has_model=True)]
 
 
 def _show_answer(mac: Mac, chosen: Model, secret: str | None) -> None:

@@ -1,14 +1,13 @@
 """launchctl's verbs in the order in which they work. Pure: steps, no I/O.
 
-    start   enable → bootstrap → kickstart → print → wait for an answer
+    start   enable → bootstrap → kickstart → print → wait until ready (without a model: alive)
     stop    bootout → wait until print fails: bootout may return before the process is gone
 
 `print` is asked only whether the job is there; its text is no stable interface. Whether the service
-works says its own /readyz.
+works say its own /livez and /readyz.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from verger.macos.layout import TARGET, Layout
 from verger.macos.steps import Await, Run, Step
@@ -17,9 +16,11 @@ LAUNCHCTL = "/bin/launchctl"
 CURL = "/usr/bin/curl"
 STOP_ATTEMPTS = 90
 """A second each: twice what launchd itself grants (ExitTimeOut)."""
+PAUSE_S = 2.0
 READY_ATTEMPTS = 150
-READY_PAUSE_S = 2.0
 """Five minutes: a model of 63 GB is read in one, from the disk of a Mac."""
+ALIVE_ATTEMPTS = 30
+"""One minute: without a model there is nothing to read."""
 PROBE_S = 5
 IN_PROGRESS, NO_SUCH_PROCESS, NOT_FOUND = 36, 3, 113
 """What bootout says of a job that is on its way out, and of one that is not there."""
@@ -39,14 +40,14 @@ _GONE = Await(
 )
 
 
-def start_steps(layout: Layout, url: str) -> list[Step]:
-    """Load and start the job, and see it answer."""
+def start_steps(layout: Layout, url: str, *, has_model: bool) -> list[Step]:
+    """Load and start the job, and see it answer; without a model it runs, but is not ready."""
     bootstrap = (LAUNCHCTL, "bootstrap", "system", str(layout.plist))
     return [
         Run(what="let launchd start the service", argv=(LAUNCHCTL, "enable", TARGET)),
         Run(what="load the service", argv=bootstrap, undo=(_BOOTOUT, _GONE)),
         Run(what="start the service", argv=(LAUNCHCTL, "kickstart", TARGET), check=PRINT),
-        await_ready(url, layout.crash_log),
+        await_ready(layout, url) if has_model else _await_alive(layout, url),
     ]
 
 
@@ -59,21 +60,24 @@ def stop_steps(layout: Layout) -> list[Step]:
     return [replace(_BOOTOUT, undo=(back,)), _GONE]
 
 
-def keep_off_steps() -> list[Step]:
-    """Not even at boot, until it is started for the first time."""
-    enable = Run(what="let launchd start the service", argv=(LAUNCHCTL, "enable", TARGET))
-    off = (LAUNCHCTL, "disable", TARGET)
-    return [Run(what="keep launchd from starting the service yet", argv=off, undo=(enable,))]
-
-
-def await_ready(url: str, log: Path) -> Await:
+def await_ready(layout: Layout, url: str) -> Await:
     """Wait until the service would take a request."""
     return Await(
         what=f"wait for {url}/readyz",
         argv=probe(f"{url}/readyz"),
         attempts=READY_ATTEMPTS,
-        pause_s=READY_PAUSE_S,
-        log=log,
+        pause_s=PAUSE_S,
+        log=layout.crash_log,
+    )
+
+
+def _await_alive(layout: Layout, url: str) -> Await:
+    return Await(
+        what=f"wait for {url}/livez: without a model it cannot be ready yet",
+        argv=probe(f"{url}/livez"),
+        attempts=ALIVE_ATTEMPTS,
+        pause_s=PAUSE_S,
+        log=layout.crash_log,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from verger.errors import PlistError
 from verger.macos.account import account_removal, account_steps
 from verger.macos.executor import CHOWN
-from verger.macos.launchd import keep_off_steps, start_steps, stop_steps
+from verger.macos.launchd import start_steps, stop_steps
 from verger.macos.layout import ROOT_OWNER, STATE_OWNER, USER, Layout
 from verger.macos.plist import render_job
 from verger.macos.plist_rules import problems
@@ -69,20 +69,17 @@ def install_steps(layout: Layout, facts: Facts, wanted: Wanted) -> list[Step]:
         *_state_steps(layout, facts, wanted),
     ]
     switched = _switch_steps(layout, facts, wanted, plist)
-    is_current = not (prepared or switched)
-    if is_current and (facts.is_loaded or not facts.has_model):
-        return []
-    if not facts.has_model:
-        stop = stop_steps(layout) if facts.is_loaded else []
-        return [*prepared, *keep_off_steps(), *stop, *switched]
+    start = start_steps(layout, wanted.url, has_model=facts.has_model)
     if not facts.is_loaded:
-        return [*prepared, *switched, *start_steps(layout, wanted.url)]
+        return [*prepared, *switched, *start]
+    if not (prepared or switched):
+        return []
     return [
         *prepared,
         *stop_steps(layout),
         *_database_copy(layout, facts),
         *switched,
-        *start_steps(layout, wanted.url),
+        *start,
         *_leftovers(layout, facts, wanted),
     ]
 
@@ -121,15 +118,12 @@ def as_service(
     return ("/usr/bin/sudo", "-u", USER, "/usr/bin/env", *settings, *python, *arguments)
 
 
-def pull_step(
-    layout: Layout, model_id: str, variables: Mapping[str, str], *, is_loaded: bool
-) -> Run:
+def pull_step(layout: Layout, model_id: str, variables: Mapping[str, str]) -> Run:
     """Fetch a model into the service's home; what has come stays, whatever happens.
 
-    It is not loaded beside one that is served already: both might not fit.
+    It is loaded by the service only: beside one that is served already it might not fit.
     """
-    load = ("--no-load",) if is_loaded else ()
-    arguments = ("pull", model_id, *load)
+    arguments = ("pull", model_id, "--no-load")
     return Run(
         what=f"fetch {model_id} into {layout.home / 'models'}",
         argv=as_service(layout, layout.current, *arguments, more_variables=variables),
