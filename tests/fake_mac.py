@@ -44,6 +44,7 @@ class FakeMac:
     def __post_init__(self) -> None:
         self.layout.plist.parent.mkdir(parents=True)
         self.layout.folder.parent.mkdir(parents=True)
+        self.layout.lock.parent.mkdir(parents=True)
         base = self.root / "Users" / "ada" / "python" / "cpython-3.13"
         (base / "bin").mkdir(parents=True)
         (base / "bin" / "python3.13").touch()
@@ -78,6 +79,7 @@ class FakeMac:
                 self.owners.get(str(path), "root:wheel"),
             )
             for path in self.root.rglob("*")
+            if path != self.layout.lock
         }
         return files, self.records, self.is_loaded
 

@@ -5,7 +5,8 @@ Without launchd only --dry-run works, as for a Mac that never had the service.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -43,16 +44,20 @@ def install(
     dry_run: DryRun = False, source: FromSource = None, replace_plist: ReplacePlist = False
 ) -> None:
     """Install the service, or bring it to this version; does nothing if it is."""
-    _install(dry_run, source, replace_plist, "service install")
+    with changing("service install", is_dry=dry_run) as (mac, facts):
+        steps = plan_install(mac, facts, source, "service install", is_replaced=replace_plist)
+        _install(mac, facts, steps, dry_run)
 
 
 def upgrade(
     dry_run: DryRun = False, source: FromSource = None, replace_plist: ReplacePlist = False
 ) -> None:
     """Bring the installed service to this version; back to the old one if it does not answer."""
-    if not dry_run and service_mac.this_mac().facts().record is None:
-        raise InstallError("there is no service to upgrade: sudo verger service install")
-    _install(dry_run, source, replace_plist, "upgrade")
+    with changing("upgrade", is_dry=dry_run) as (mac, facts):
+        if not dry_run and facts.record is None:
+            raise InstallError("there is no service to upgrade: sudo verger service install")
+        steps = plan_install(mac, facts, source, "upgrade", is_replaced=replace_plist)
+        _install(mac, facts, steps, dry_run)
 
 
 @service.command()
@@ -61,13 +66,12 @@ def uninstall(
     purge: Annotated[bool, typer.Option(help="Models, keys and settings as well.")] = False,
 ) -> None:
     """Stop the service and remove all that its installation made; keeps models and keys."""
-    mac, facts = looked_at(dry_run)
-    steps = uninstall_steps(mac.layout, facts, is_purge=purge)
-    if dry_run:
-        print(transcript(steps))
-        return
-    mac.require_root("service uninstall")
-    mac.executor.carry_out(steps, is_undone=False)
+    with changing("service uninstall", is_dry=dry_run) as (mac, facts):
+        steps = uninstall_steps(mac.layout, facts, is_purge=purge)
+        if dry_run:
+            print(transcript(steps))
+            return
+        mac.executor.carry_out(steps, is_undone=False)
     left = sorted(path for path in mac.layout.home.glob("*"))
     if not left:
         print("Verger's service is gone; nothing is left of it.")
@@ -79,26 +83,28 @@ def uninstall(
 @service.command()
 def start(dry_run: DryRun = False) -> None:
     """Start the service, and wait until it is ready; without a model, until it runs."""
-    mac, facts = _installed(dry_run)
-    steps = [] if facts.is_loaded else _start(mac, facts)
-    _carry_out(mac, steps, dry_run, "service start", _how_it_runs(mac, facts))
+    with changing("service start", is_dry=dry_run) as (mac, facts):
+        _require_whole(facts, dry_run)
+        steps = [] if facts.is_loaded else _start(mac, facts)
+        _carry_out(mac, steps, dry_run, _how_it_runs(mac, facts))
 
 
 @service.command()
 def stop(dry_run: DryRun = False) -> None:
     """Let running answers finish, and stop the service until `start` or the next boot."""
-    mac, facts = _installed(dry_run)
-    steps = stop_steps(mac.layout) if facts.is_loaded else []
-    _carry_out(mac, steps, dry_run, "service stop", "The service is stopped.")
+    with changing("service stop", is_dry=dry_run) as (mac, facts):
+        _require_whole(facts, dry_run)
+        steps = stop_steps(mac.layout) if facts.is_loaded else []
+        _carry_out(mac, steps, dry_run, "The service is stopped.")
 
 
 @service.command()
 def restart(dry_run: DryRun = False) -> None:
     """Stop the service, start it, and wait until it is ready; without a model, until it runs."""
-    mac, facts = _installed(dry_run)
-    steps = stop_steps(mac.layout) if facts.is_loaded else []
-    steps += _start(mac, facts)
-    _carry_out(mac, steps, dry_run, "service restart", _how_it_runs(mac, facts))
+    with changing("service restart", is_dry=dry_run) as (mac, facts):
+        _require_whole(facts, dry_run)
+        steps = stop_steps(mac.layout) if facts.is_loaded else []
+        _carry_out(mac, [*steps, *_start(mac, facts)], dry_run, _how_it_runs(mac, facts))
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -151,12 +157,8 @@ def logs(
     print("\n".join(found[-lines:]))
 
 
-def _install(is_dry: bool, source: Path | None, is_replaced: bool, command: str) -> None:
-    mac, facts = looked_at(is_dry)
-    steps = plan_install(mac, facts, source, command, is_replaced=is_replaced)
-    if not is_dry:
-        mac.require_root(command)
-    _carry_out(mac, steps, is_dry, command, _how_it_runs(mac, facts))
+def _install(mac: Mac, facts: Facts, steps: Sequence[Step], is_dry: bool) -> None:
+    _carry_out(mac, steps, is_dry, _how_it_runs(mac, facts))
     if not is_dry and not facts.has_keys:
         print(f"The key {FIRST_KEY} is printed above, this once.")
 
@@ -195,13 +197,19 @@ def _pull_command(mac: Mac) -> str:
     )
 
 
-def _carry_out(mac: Mac, steps: Sequence[Step], is_dry: bool, command: str, ending: str) -> None:
+def _carry_out(mac: Mac, steps: Sequence[Step], is_dry: bool, ending: str) -> None:
     if is_dry:
         print(transcript(steps) if steps else "# nothing to do")
         return
-    mac.require_root(command)
     mac.executor.carry_out(steps)
     print(ending if steps else f"Nothing to do. {ending}")
+
+
+@contextmanager
+def changing(command: str, *, is_dry: bool) -> Iterator[tuple[Mac, Facts]]:
+    """This Mac as it is, and stays as long as nobody but this command changes it."""
+    with nullcontext() if is_dry else service_mac.this_mac().alone(command):
+        yield looked_at(is_dry)
 
 
 def looked_at(is_dry: bool) -> tuple[Mac, Facts]:
@@ -215,15 +223,13 @@ def looked_at(is_dry: bool) -> tuple[Mac, Facts]:
     return mac, mac.facts()
 
 
-def _installed(is_dry: bool) -> tuple[Mac, Facts]:
-    mac, facts = looked_at(is_dry)
+def _require_whole(facts: Facts, is_dry: bool) -> None:
     if is_dry and facts is FRESH:
-        return mac, facts
+        return
     if facts.record is None and not facts.missing:
         raise InstallError("the service is not installed: sudo verger service install")
     if facts.missing:
         raise ServiceDrift(_half_there(facts))
-    return mac, facts
 
 
 def _half_there(facts: Facts) -> str:

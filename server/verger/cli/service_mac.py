@@ -7,8 +7,8 @@ import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from verger.errors import InstallError, NotAMac
 from verger.macos.executor import Executor, Runner, run_command
 from verger.macos.launchd import LAUNCHCTL
 from verger.macos.layout import TEMPLATE_NAME, Layout
+from verger.macos.lock import alone
 from verger.macos.service_plan import Wanted, service_interpreter
 from verger.macos.source import source_of, this_interpreter
 from verger.macos.survey import Facts, survey
@@ -63,10 +64,13 @@ class Mac:
         """Where the service looks for models."""
         return ModelPlaces(models_dir=self.layout.home / "models", nano_dir=paths.nano_dir())
 
-    def require_root(self, command: str) -> None:
-        """Raises InstallError for everybody else."""
+    @contextmanager
+    def alone(self, command: str) -> Iterator[None]:
+        """For what changes the service. Raises InstallError unless as root, and one at a time."""
         if not self.is_root():
             raise InstallError(f"only root can do that: sudo {sys.argv[0]} {command}")
+        with alone(self.layout.lock, command):
+            yield
 
     def config(self) -> Config:
         """The service's own. Raises InstallError or ConfigError."""

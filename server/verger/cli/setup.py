@@ -65,13 +65,13 @@ def setup(
     if dry_run:
         print(_plan(mac, facts, chosen, source))
         return
-    mac.require_root("setup")
-    _require_space(mac, chosen, memory)
-    _judge(mac, is_yes=yes)
-    secret = _install(mac, source)
-    _fetch(mac, chosen)
-    mac.executor.carry_out([await_ready(mac.layout, mac.url())], is_undone=False)
-    _show_answer(mac, chosen, secret)
+    with mac.alone("setup"):
+        _require_space(mac, chosen, memory)
+        _judge(mac, is_yes=yes)
+        secret = _install(mac, source)
+        _fetch(mac, chosen)
+        mac.executor.carry_out([await_ready(mac.layout, mac.url())], is_undone=False)
+        _show_answer(mac, chosen, secret)
 
 
 def _memory(catalogue: Catalogue, *, is_assumed: bool) -> MachineMemory:

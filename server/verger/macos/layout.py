@@ -6,6 +6,7 @@
   env/VERSION/  current → env/VERSION             one virtual environment per version
   python/NAME/                                    the interpreter, if its own was in a home
   home/                                           VERGER_HOME                   _verger
+/var/run/com.verger.server.lock                   held by who changes all that  root
 """
 
 from dataclasses import dataclass
@@ -81,6 +82,11 @@ class Layout:
     def crash_log(self) -> Path:
         """The job's standard error."""
         return self.log / "stderr.log"
+
+    @property
+    def lock(self) -> Path:
+        """Where it can be before there is anything of Verger, and where no service can write."""
+        return self.root / "var" / "run" / f"{LABEL}.lock"
 
     def job_values(self) -> dict[str, str]:
         """What the template leaves open."""
