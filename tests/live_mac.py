@@ -16,7 +16,7 @@ from tests.fake_mac import FakeMac
 from verger.macos.executor import Done
 
 COMMAND_LIMIT_S = 60.0
-READY_LIMIT_S = 60.0
+EVENT_LIMIT_S = 60.0
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -65,14 +65,12 @@ class LiveMac(FakeMac):
         return done
 
     def _curl(self, arguments: list[str]) -> Done:
-        if arguments[-1].endswith("/livez"):
-            return super()._curl(arguments)
-        if self.job is not None and not self.job.is_ready():
-            # KeepAlive: it comes back, until it is unloaded.
-            self.job.close()
-            self.job = self._started()
+        url = arguments[-1]
+        if self.job is not None:
+            # Asking again and again takes no time here: it is waited for instead.
+            self.job.wait_for("event=ready" if url.endswith("/readyz") else "event=listening")
         try:
-            with urllib.request.urlopen(arguments[-1], timeout=5):
+            with urllib.request.urlopen(url, timeout=5):
                 return Done(0)
         except (urllib.error.URLError, OSError) as error:
             return Done(7, err=f"curl: {error}")
@@ -96,15 +94,20 @@ class Job:
         self._process = subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, text=True
         )
-        self._is_ready = False
-        self._known = threading.Event()
+        self._lines: list[str] = []
+        self._has_ended = False
+        self._more = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
-    def is_ready(self) -> bool:
-        """Waits until it is, or has ended."""
-        assert self._known.wait(READY_LIMIT_S), "it neither became ready nor ended"
-        return self._is_ready
+    def wait_for(self, event: str) -> None:
+        """Until it has said so, or ended."""
+
+        def has_happened() -> bool:
+            return self._has_ended or any(event in line for line in self._lines)
+
+        with self._more:
+            assert self._more.wait_for(has_happened, EVENT_LIMIT_S), f"no {event}: {self._lines}"
 
     def close(self) -> None:
         self._process.kill()
@@ -115,7 +118,9 @@ class Job:
         assert self._process.stderr is not None
         with self._process.stderr as lines:
             for line in lines:
-                if "event=ready" in line:
-                    self._is_ready = True
-                    self._known.set()
-        self._known.set()
+                with self._more:
+                    self._lines.append(line)
+                    self._more.notify_all()
+        with self._more:
+            self._has_ended = True
+            self._more.notify_all()
