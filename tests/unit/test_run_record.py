@@ -61,14 +61,28 @@ def test_a_run_is_noted_when_it_begins_and_when_it_ends(tmp_path: Path) -> None:
     assert record.begin("three") == Start(StartReason.POWER, is_cautious=True)
     record.end(0)
     assert record.begin("three") == Start(StartReason.CLEAN, is_cautious=False)
-    assert [path.name for path in file.parent.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["run.json", "run.lock"]
+
+
+def test_of_a_second_server_nothing_is_kept(tmp_path: Path) -> None:
+    """It would look like a crash of the first, and its end like that one's."""
+    file = tmp_path / "run.json"
+    first, second = RunRecord(file), RunRecord(file)
+    first.begin("one")
+    assert second.begin("one") == Start(StartReason.BESIDE)
+    second.end(0)
+    assert msgspec.json.decode(file.read_bytes(), type=Run).exit_code is None
+    first.end(0)
+    assert msgspec.json.decode(file.read_bytes(), type=Run).exit_code == 0
 
 
 def test_the_end_of_another_process_is_not_noted(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     theirs = msgspec.json.encode(Run(__version__, "one", os.getpid() + 1))
+    record = RunRecord(file)
+    record.begin("one")
     file.write_bytes(theirs)
-    RunRecord(file).end(0)
+    record.end(0)
     assert file.read_bytes() == theirs
 
 

@@ -12,8 +12,10 @@ engines.
     ended with exit code 0      → clean
     ended with another one      → failed
     did not end                 → crash
+    still runs (`run.lock`)     → beside    nothing is kept of a second one
 """
 
+import fcntl
 import logging
 import os
 import subprocess
@@ -46,6 +48,7 @@ class StartReason(Enum):
     CLEAN = "clean"
     FAILED = "failed"
     CRASH = "crash"
+    BESIDE = "beside"
 
 
 class Run(Struct, frozen=True):
@@ -67,13 +70,16 @@ class Start:
 
 
 class RunRecord:
-    """Owns the file."""
+    """Owns the file, as long as the process lives that has begun first."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._lock_fd: int | None = None
 
     def begin(self, boot_id: str) -> Start:
         """Note that a run has begun; why it did. Raises ConfigError."""
+        if not self._is_ours():
+            return Start(StartReason.BESIDE)
         before = self._read()
         start = start_of(before, __version__, boot_id)
         self._write(Run(__version__, boot_id, os.getpid(), start.is_cautious))
@@ -82,8 +88,24 @@ class RunRecord:
     def end(self, exit_code: int) -> None:
         """It ends in good order, be it because it could not start. Raises ConfigError."""
         run = self._read()
-        if run is not None and run.pid == os.getpid():
+        if self._lock_fd is not None and run is not None and run.pid == os.getpid():
             self._write(msgspec.structs.replace(run, exit_code=exit_code))
+
+    def _is_ours(self) -> bool:
+        if self._lock_fd is not None:
+            return True
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            lock_fd = os.open(self._file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise self._unusable(error) from None
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock_fd)
+            return False
+        self._lock_fd = lock_fd
+        return True
 
     def _read(self) -> Run | None:
         try:
@@ -100,7 +122,6 @@ class RunRecord:
         """Whole or not at all, also if the machine goes down now."""
         partial = self._file.with_name(f"{self._file.name}.{uuid4()}")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as writing:
                 writing.write(msgspec.json.encode(run) + b"\n")
                 writing.flush()
