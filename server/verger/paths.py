@@ -50,6 +50,11 @@ def home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "verger"
 
 
+def is_home_chosen() -> bool:
+    """Whether VERGER_HOME says whose state is meant."""
+    return bool(os.environ.get("VERGER_HOME"))
+
+
 def in_home(path: str) -> Path:
     """A path as the configuration names it: what is not absolute lies in the state folder."""
     return home() / Path(path).expanduser()
@@ -82,7 +87,7 @@ def admin_socket() -> Path:
 
 def admin_sockets() -> tuple[Path, ...]:
     """Where one may be: here, and on a Mac that of the service, unless VERGER_HOME says whose."""
-    if sys.platform == "darwin" and not os.environ.get("VERGER_HOME"):
+    if sys.platform == "darwin" and not is_home_chosen():
         return (admin_socket(), SERVICE_HOME / ADMIN_SOCKET)
     return (admin_socket(),)
 

@@ -190,10 +190,8 @@ def test_loopback(host: str, expected: bool) -> None:
     [("127.0.0.1", False, True), ("0.0.0.0", False, False), ("127.0.0.1", True, False)],
 )
 def test_the_embedded_model_stands_in_for_nobody_but_this_user(
-    monkeypatch: pytest.MonkeyPatch, host: str, is_service: bool, expected: bool
+    tmp_path: Path, host: str, is_service: bool, expected: bool
 ) -> None:
     """A service on loopback may be behind a proxy that the whole office uses."""
-    if is_service:
-        monkeypatch.setenv("VERGER_HOME", str(paths.SERVICE_HOME))
     config = load_config({"server.host": host}, environ={})
-    assert is_trial(config) is expected
+    assert is_trial(config, paths.SERVICE_HOME if is_service else tmp_path) is expected

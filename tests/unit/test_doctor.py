@@ -10,12 +10,14 @@ from tests.command_line import Verger
 from tests.fake_instance import ID, fake_instance
 from tests.fake_machine import FakeMachine
 from tests.model_folders import write_model_folder
+from verger import paths
 from verger.cli import doctor
 from verger.cli.machine import wired_limit_bytes
 from verger.config import load_config
 from verger.errors import EXIT_UNWELL
 from verger.macos import machine
 from verger.macos.findings import Finding, Level
+from verger.macos.layout import Layout
 from verger.macos.machine import Ran, ThisMachine
 from verger.memory_fit import MachineMemory
 
@@ -90,10 +92,29 @@ def test_without_the_engine_it_is_a_client(verger: Verger, monkeypatch: pytest.M
 def test_what_the_checks_are_told(host: str, asked: str, verger_home: Path) -> None:
     config = load_config({"server.host": host, "server.port": 9000}, {})
     fake = FakeMachine(files={verger_home / "instance_id": b"abc\n"})
-    facts = doctor.facts_of(config, fake)
+    facts = doctor.facts_of(config, fake, verger_home)
     assert (facts.home, facts.host, facts.port) == (verger_home, asked, 9000)
     assert facts.instance_id == "abc"
     assert facts.python == Path(sys.executable).resolve()
+
+
+def test_on_a_mac_with_the_service_that_is_what_is_examined(
+    verger: Verger, fake: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An administrator's own state folder says nothing of it, and nothing there is asked for."""
+    monkeypatch.delenv("VERGER_HOME")
+    fake.is_mac = True
+    assert "the service's" not in str(findings(verger)["home"]["why"])
+
+    fake.files = {Layout().record: b"{}"}
+    found = findings(verger)
+    assert found["home"]["level"] == found["secrets"]["level"] == "skipped"
+    assert str(paths.SERVICE_HOME) in str(found["home"]["why"])
+    assert str(paths.SERVICE_HOME) in str(found["disk"]["why"])
+    assert "by no service" in str(found["model"]["why"])
+
+    monkeypatch.setenv("VERGER_HOME", "/elsewhere")
+    assert "/elsewhere" in str(findings(verger)["home"]["why"])
 
 
 def test_problems_come_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from verger.macos.service_checks import FIREWALL, LOW_DISK_BYTES, NO_DISK_BYTES
 HOME = Path("/Library/Application Support/Verger")
 PYTHON = Path("/opt/verger/bin/python3.13")
 PLIST = Path("/Library/LaunchDaemons/com.verger.server.plist")
-FACTS = Facts(HOME, "127.0.0.1", 8374, "id-1", PYTHON, "com.verger.server", PLIST, problems)
+FACTS = Facts(HOME, False, "127.0.0.1", 8374, "id-1", PYTHON, "com.verger.server", PLIST, problems)
 PMSET = """System-wide power settings:
 Currently in use:
  standby              0

@@ -15,12 +15,13 @@ import typer
 from verger import paths
 from verger.catalogue import AUTO, ModelPlaces, load_catalogue, resolve_model
 from verger.cli.assumed import shipped_and_fetched
-from verger.cli.machine import has_engine, is_trial, machine_memory, model_places
+from verger.cli.machine import has_engine, is_trial, machine_memory
+from verger.cli.service_mac import Mac
 from verger.config import Config, load_config
 from verger.errors import EXIT_UNWELL, StartupError
 from verger.gateway.providers import load_kinds, load_providers
 from verger.macos.doctor import examine
-from verger.macos.findings import Facts, Finding, Level
+from verger.macos.findings import Facts, Finding, Level, closed
 from verger.macos.layout import LABEL, Layout
 from verger.macos.machine import Machine, ThisMachine
 from verger.macos.plist_rules import problems
@@ -34,9 +35,10 @@ SEVERITY = (Level.FAIL, Level.WARN, Level.SKIPPED, Level.OK)
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Examine this machine: what is wrong, why it matters, and the command that mends it."""
     machine = ThisMachine()
-    config, found = _configuration()
-    findings = [found, _engine(), _model(config, model_places(), machine_memory())]
-    findings += [_providers(config), *examine(machine, facts_of(config, machine))]
+    home = _home(machine)
+    config, found = _configuration(home)
+    findings = [found, _engine(), _model(config, home, machine_memory())]
+    findings += [_providers(config, home), *examine(machine, facts_of(config, machine, home))]
     if as_json:
         body = {"schema_version": SCHEMA_VERSION, "findings": findings}
         print(msgspec.json.format(msgspec.json.encode(body)).decode())
@@ -46,13 +48,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         raise typer.Exit(EXIT_UNWELL)
 
 
-def facts_of(config: Config, machine: Machine, home: Path | None = None) -> Facts:
-    """What the checks are told of the installation; `home` is another's state folder."""
+def facts_of(config: Config, machine: Machine, home: Path) -> Facts:
+    """What the checks are told of the installation with that state folder."""
     host = config.server.host
-    home = home or paths.home()
     identity = machine.read(home / paths.instance_id_file().name)
     return Facts(
         home=home,
+        is_service=home == paths.SERVICE_HOME,
         host="127.0.0.1" if host in ANYWHERE else host,
         port=config.server.port,
         instance_id=None if identity is None else identity.decode(errors="replace").strip(),
@@ -75,12 +77,19 @@ def print_findings(findings: Sequence[Finding]) -> None:
     print("\n" + ", ".join(f"{count} {level}" for level, count in counts.items()))
 
 
-def _configuration() -> tuple[Config, Finding]:
+def _home(machine: Machine) -> Path:
+    """Whose is examined: the service's, if this Mac has one and nobody says otherwise."""
+    has_service = machine.is_mac and machine.read(Layout().record) is not None
+    return paths.SERVICE_HOME if has_service and not paths.is_home_chosen() else paths.home()
+
+
+def _configuration(home: Path) -> tuple[Config, Finding]:
     """The configuration, or the defaults where it cannot be read."""
     try:
-        return load_config(), Finding("configuration", Level.OK, "every setting is understood")
+        config = Mac().config() if home == paths.SERVICE_HOME else load_config()
+        return config, Finding("configuration", Level.OK, "every setting is understood")
     except StartupError as error:
-        fix = f"edit {paths.config_file()}; `verger config` shows what counts"
+        fix = f"edit {home / paths.config_file().name}; `verger config` shows what counts"
         return load_config(environ={}, file=Path(os.devnull)), Finding(
             "configuration", Level.FAIL, str(error), fix
         )
@@ -93,16 +102,17 @@ def _engine() -> Finding:
     return Finding("engine", Level.WARN, why, "pip install 'verger[engine]'")
 
 
-def _model(config: Config, places: ModelPlaces, memory: MachineMemory) -> Finding:
+def _model(config: Config, home: Path, memory: MachineMemory) -> Finding:
     """As `verger serve` would choose it."""
     requested = config.engine.model
+    places = ModelPlaces(home / paths.models_dir().name, paths.nano_dir())
     try:
         choice = resolve_model(
             requested,
             load_catalogue(paths.catalogue_dir()),
             places,
             memory=memory,
-            is_trial=is_trial(config),
+            is_trial=is_trial(config, home),
         )
     except StartupError as error:
         return Finding("model", Level.FAIL, str(error), "verger models")
@@ -112,19 +122,23 @@ def _model(config: Config, places: ModelPlaces, memory: MachineMemory) -> Findin
     return Finding("model", Level.OK, f"{choice.id} is whole and fits: {how}")
 
 
-def _providers(config: Config) -> Finding:
+def _providers(config: Config, home: Path) -> Finding:
     """Whether they are configured well; asking them costs money, and is another command."""
     if not config.providers:
         return Finding("providers", Level.SKIPPED, "no cloud provider is configured")
+    if home == paths.SERVICE_HOME and not os.access(home / "secrets", os.X_OK):
+        return closed("providers")
     try:
         load_providers(
             config.providers,
             load_kinds(paths.providers_dir()),
-            paths.home(),
+            home,
             shipped_and_fetched(),
         )
     except StartupError as error:
-        return Finding("providers", Level.FAIL, str(error), f"edit {paths.config_file()}")
+        return Finding(
+            "providers", Level.FAIL, str(error), f"edit {home / paths.config_file().name}"
+        )
     names = ", ".join(provider.name for provider in config.providers)
     why = f"configured: {names}; `verger providers check` asks them"
     return Finding("providers", Level.OK, why)

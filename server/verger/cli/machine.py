@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 from verger import paths
 from verger.catalogue import ModelPlaces
@@ -31,10 +32,10 @@ def wired_limit_bytes(machine: Machine) -> int:
     return int(ran.output) * MIB if ran is not None and is_number else 0
 
 
-def is_trial(config: Config) -> bool:
+def is_trial(config: Config, home: Path) -> bool:
     """Whether the embedded model may stand in for a real one: nobody but this user is served, which
     cannot be said of a service, whose loopback address may be behind a proxy."""
-    return is_loopback(config.server.host) and paths.home() != paths.SERVICE_HOME
+    return is_loopback(config.server.host) and home != paths.SERVICE_HOME
 
 
 def has_engine() -> bool:

@@ -134,7 +134,7 @@ def _choose(config: Config) -> ModelChoice | AbsentModel:
         load_catalogue(paths.catalogue_dir()),
         model_places(),
         memory=machine_memory(),
-        is_trial=is_trial(config),
+        is_trial=is_trial(config, paths.home()),
     )
 
 

@@ -103,7 +103,7 @@ def settings_for(
         machine=None if mac is None else mac.assumed.machine(),
         limits=Limits(config.spill.ttft_objective_s, config.spill.max_wait_s),
         log_file=log_file(config.log),
-        gives_up=is_trial(config),
+        gives_up=is_trial(config, paths.home()),
         fake_script=fake,
     )
 

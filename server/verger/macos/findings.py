@@ -38,6 +38,8 @@ class Facts:
     """What the checks are told of the installation; the rest they ask the machine."""
 
     home: Path
+    is_service: bool
+    """Whether it is the service's, where only root and the service's account may look and write."""
     host: str
     port: int
     instance_id: str | None
@@ -62,6 +64,11 @@ def only_on_a_mac(name: str, check: Check) -> Check:
         return check(machine, facts)
 
     return checked
+
+
+def closed(name: str) -> Finding:
+    """The service's own, which others cannot look into."""
+    return Finding(name, Level.SKIPPED, "only root can look there: sudo verger doctor")
 
 
 def unanswered(name: str, command: str) -> Finding:

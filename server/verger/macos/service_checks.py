@@ -7,7 +7,7 @@ import re
 import shlex
 from datetime import UTC, datetime
 
-from verger.macos.findings import Facts, Finding, Level, unanswered
+from verger.macos.findings import Facts, Finding, Level, closed, unanswered
 from verger.macos.machine import Machine
 
 FIREWALL = "/usr/libexec/ApplicationFirewall/socketfilterfw"
@@ -106,6 +106,9 @@ def disk(machine: Machine, facts: Facts) -> Finding:
 
 def home(machine: Machine, facts: Facts) -> Finding:
     """Whoever runs the server writes there."""
+    if facts.is_service:
+        why = f"{facts.home} is the service's; `verger service status` says what is wrong with it"
+        return Finding("home", Level.SKIPPED, why)
     if machine.may_write(facts.home):
         return Finding("home", Level.OK, f"{facts.home} can be written")
     folder = shlex.quote(str(facts.home))
@@ -116,6 +119,8 @@ def home(machine: Machine, facts: Facts) -> Finding:
 def secrets(machine: Machine, facts: Facts) -> Finding:
     """Keys of providers and of servers, and the database with everybody's."""
     folder = facts.home / "secrets"
+    if facts.is_service and machine.names(folder) is None:
+        return closed("secrets")
     files = [folder / name for name in machine.names(folder) or []]
     files += [facts.home / name for name in ("verger.db", "pins.json")]
     modes = {file: mode for file in files if (mode := machine.mode(file)) is not None}
