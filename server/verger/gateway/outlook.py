@@ -3,6 +3,7 @@
 Asked by the admission. Pure; must not know a clock, frames or routes.
 """
 
+import functools
 from dataclasses import dataclass
 
 from verger.gateway.generation import Generation
@@ -38,9 +39,10 @@ class Observer:
 
     def outlooks(self, rates: Rates, max_rows: int, asked: Waiting | None = None) -> list[Outlook]:
         """Of all who wait, and of `asked` if it came now, in fair order."""
-        order = self.queue.in_fair_order(asked, self._output_tokens)
+        expected = functools.cache(self._output_tokens)
+        order = self.queue.in_fair_order(asked, expected)
         running = [self._running(*one, max_rows) for one in self.queue.running()]
-        jobs = [self._job(waiting, max_rows) for waiting in order]
+        jobs = [self._job(waiting, expected(waiting), max_rows) for waiting in order]
         told = forecasts(jobs, running, rates, max_rows)
         made: list[Outlook] = []
         sequences = tokens = 0
@@ -57,11 +59,11 @@ class Observer:
     def _output_tokens(self, waiting: Waiting) -> int:
         return self.lengths.left(self.kind(waiting.origin), waiting.submit.max_tokens)
 
-    def _job(self, waiting: Waiting, max_rows: int) -> Job:
+    def _job(self, waiting: Waiting, output_tokens: int, max_rows: int) -> Job:
         return Job(
             waiting.key_id,
             waiting.uncached_tokens,
-            self._output_tokens(waiting),
+            output_tokens,
             len(waiting.choices),
             self.queue.share(waiting.origin.principal, max_rows),
         )

@@ -85,8 +85,9 @@ class _Play:
         has_decodes = any(row.prefilled_s <= start_s for row in running)
         prompt_s = self.rates.prefill_s(job.prompt_tokens, has_decodes)
         prefilled_s = start_s + prompt_s + self._others_s(job, prompt_s, running, start_s)
+        stall_s = prompt_s * self.rates.stall
         for row in running:
-            row.end_s += prompt_s * self.rates.stall
+            row.end_s += stall_s
         token_s = self.rates.token_s(len(running) + job.rows)
         end_s = prefilled_s + job.output_tokens * token_s
         made = [_Row(job.key_id, prompt_s, prefilled_s, end_s) for _ in range(job.rows)]

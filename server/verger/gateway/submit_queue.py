@@ -51,7 +51,7 @@ class Origin:
     """What is cached of its prompt; may become known while it waits."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Waiting:
     """A request in the queue."""
 
