@@ -72,6 +72,18 @@ async def test_once_the_model_is_there_it_ends_to_be_started_anew(tmp_path: Path
         assert gateway.server.exit_code == 0
 
 
+async def test_who_is_told_to_end_meanwhile_is_not_started_anew(tmp_path: Path) -> None:
+    async with running_gateway(
+        tmp_path, stand_in_tokenizer=STAND_IN, are_weights_there=lambda: True
+    ) as gateway:
+        while not gateway.server.has_found_weights:  # noqa: ASYNC110 (a thread looks)
+            await asyncio.sleep(0)
+        gateway.server.ask_to_exit()
+        assert not gateway.server.force_exit
+        await gateway.serving
+        assert not gateway.server.has_found_weights
+
+
 async def test_a_server_with_a_model_looks_for_none(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, are_weights_there=lambda: True) as gateway:
         engine = await gateway.next_engine()

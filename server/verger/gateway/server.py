@@ -278,8 +278,12 @@ class GatewayServer(uvicorn.Server):
     def ask_to_exit(self) -> None:
         """What a signal does: drain, and the second time give up what still runs."""
         logger.info(key_values(event="exit_asked", is_draining=self.should_exit))
+        self.force_exit = self.should_exit and not self.has_found_weights
+        self.has_found_weights = False  # It is to end, not to be run anew.
+        self._drain()
+
+    def _drain(self) -> None:
         self._service.is_draining = True
-        self.force_exit = self.should_exit
         self.should_exit = True
 
     async def _accept(self, listener: socket.socket) -> None:
@@ -321,7 +325,7 @@ class GatewayServer(uvicorn.Server):
         await wait_for_weights(self._are_weights_there)
         if not self.should_exit:
             self.has_found_weights = True
-            self.ask_to_exit()
+            self._drain()
 
 
 def _admin_server(settings: ServerSettings) -> AdminServer | None:
