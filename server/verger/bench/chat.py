@@ -1,8 +1,9 @@
 """Chat completions as a client of any server sees them: request bodies, and answers put together.
 
-Used by `replay.py`, `second_turn.py` and `stall.py`. A conversation is kept in the types of
-`formats/conversation.py`, so that the ids of what was sent can be counted afterwards. Must not know
-what is measured. Shapes: OpenAI's API reference, "… chunk object"; reasoning by all its names.
+Used by `replay.py`, `second_turn.py`, `stall.py` and `rates.py`. A conversation is kept in the
+types of `formats/conversation.py`, so that the ids of what was sent can be counted afterwards. Must
+not know what is measured. Shapes: OpenAI's API reference, "… chunk object"; reasoning by all its
+names.
 """
 
 import asyncio
@@ -101,6 +102,8 @@ class AnswerParts:
 
     text_s: list[float] = field(default_factory=list)
     """When each event came that brought text."""
+    texts: list[str] = field(default_factory=list)
+    """What each of them brought, calls aside."""
     _content: str = ""
     _reasoning: str = ""
     _calls: list[ToolCall] = field(default_factory=list)
@@ -110,18 +113,20 @@ class AnswerParts:
         """Take one event but [DONE]; whether it brought text. Raises ReadError."""
         chunk = _decode(event.data)
         self._usage = chunk.usage or self._usage
-        has_text = False
+        has_text, text = False, ""
         for choice in chunk.choices:
             delta = choice.delta
             content = delta.content or ""
             reasoning = delta.reasoning or delta.reasoning_content or ""
             self._content += content
             self._reasoning += reasoning
+            text += reasoning + content
             for call in delta.tool_calls or ():
                 self._call(call)
             has_text = has_text or bool(content or reasoning or delta.tool_calls)
         if has_text:
             self.text_s.append(event.at_s)
+            self.texts.append(text)
         return has_text
 
     def answer(self, sent_s: float, ended_s: float) -> Answer:

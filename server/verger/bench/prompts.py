@@ -5,6 +5,7 @@ that the server uses, so that both sides start from the same tokens. Must not kn
 """
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -13,6 +14,7 @@ import msgspec
 
 from verger.formats.conversation import Conversation, Message, Role
 from verger.formats.harmony import render
+from verger.formats.specials import STOPS, Special
 from verger.formats.vocabulary import Vocabulary
 
 WORDS = (
@@ -20,6 +22,8 @@ WORDS = (
     "nobody else had come so early, yet two boats were already on their way down to the sea. "
     "My sister wanted to see what they carried: paper, iron, salt, glass, apples or perhaps bread"
 ).split()
+ENDS = (*STOPS, Special.END, Special.START, Special.CONSTRAIN)
+"""Without these a model never leaves the message that it has begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,11 @@ def joined_text(tokens: int, vocabulary: Vocabulary, random: Random) -> str:
     counts = range(len(words) + 1)
     fitting = bisect_right(counts, tokens, key=lambda n: _tokens(words[:n], vocabulary))
     return " ".join(words[: fitting - 1])
+
+
+def endless(vocabulary: Vocabulary) -> Mapping[str, float]:
+    """The logit_bias that forbids a model of this vocabulary to end its message."""
+    return {str(vocabulary.special(end.value)): -100.0 for end in ENDS}
 
 
 def _tokens(words: list[str], vocabulary: Vocabulary) -> int:

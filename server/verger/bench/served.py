@@ -1,7 +1,8 @@
 """A server under measurement: our own, started with given settings, or one that runs already.
 
-Used by `replay.py` and `stall.py`. A server's own counters are read from `/v1/status`, which only
-Verger has; without them the usage of the answers must do. Must not know what is measured.
+Used by `replay.py`, `stall.py` and `rates.py`. A server's own counters are read from `/v1/status`,
+which only Verger has; without them the usage of the answers must do. Must not know what is
+measured.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ END_LIMIT_S = 120.0
 
 
 class _Rows(Struct, frozen=True):
+    max: int = 0
     running: int = 0
     waiting: int = 0
     queued: int = 0
@@ -83,18 +85,36 @@ class Own:
     max_rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Our own server, `ready_s` after its process was started; its log is in `log`."""
+
+    endpoint: Endpoint
+    ready_s: float
+    log: Path
+
+
 @asynccontextmanager
 async def serving(
     own: Own, home: Path, settings: Mapping[str, str] | None = None
 ) -> AsyncIterator[Endpoint]:
+    """As `started`, for whom only the address matters."""
+    async with started(own, home, settings) as served:
+        yield served.endpoint
+
+
+@asynccontextmanager
+async def started(
+    own: Own, home: Path, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[Served]:
     """`verger serve` on a free loopback port, ready; `settings` are VERGER_ variables."""
     port, started_s = free_port(), time.monotonic()
     arguments = ["-m", "verger.cli.main", "serve", "--host", "127.0.0.1", "--port", str(port)]
     arguments += ["--model", own.requested, "--max-rows", str(own.max_rows)]
     variables = {"VERGER_HOME": str(home), **(settings or {})}
     async with child("server", arguments, home.parent, variables, END_LIMIT_S) as server:
-        await wait_ready(server, port, started_s)
-        yield Endpoint("127.0.0.1", port, "/v1")
+        ready_s = await wait_ready(server, port, started_s)
+        yield Served(Endpoint("127.0.0.1", port, "/v1"), ready_s, server.log)
 
 
 async def read_status(endpoint: Endpoint, key: str = "") -> Status | None:

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from verger.bench.chat import Answer, AnswerParts, Options, Target, ask_chat, stream
 from verger.bench.children import BenchError
-from verger.bench.prompts import joined_text
+from verger.bench.prompts import endless, joined_text
 from verger.bench.reader import ReadError
 from verger.bench.served import serving, settled_status
 from verger.bench.stall_report import (
@@ -30,7 +30,6 @@ from verger.bench.stall_report import (
     stall_report,
 )
 from verger.formats.conversation import Conversation, Message, Role
-from verger.formats.specials import STOPS, Special
 
 PROMPT_LIMIT_S = 900.0
 BEGIN_LIMIT_S = 120.0
@@ -44,8 +43,6 @@ POLL_S = 0.01
 STREAM_TOKENS = 4_096
 TEXT_TOKENS = 100
 PROMPT_ANSWER_TOKENS = 32
-ENDS = (*STOPS, Special.END, Special.START, Special.CONSTRAIN)
-"""Without these a model never leaves the message that it has begun."""
 MAX_RESTARTS = 100
 """Of one stream in one run."""
 
@@ -159,9 +156,8 @@ class _Stall:
 
     def _options(self) -> Options:
         """With what ends an answer forbidden, where its ids are known."""
-        vocabulary = self.plan.vocabulary
-        ends = ENDS if self.plan.has_models_vocabulary else ()
-        bias = {str(vocabulary.special(end.value)): -100.0 for end in ends}
+        plan = self.plan
+        bias = endless(plan.vocabulary) if plan.has_models_vocabulary else {}
         return Options(STREAM_TOKENS, bias)
 
     def _question(self) -> Conversation:

@@ -6,6 +6,7 @@ import typer
 
 from verger.catalogue import GB, ModelChoice
 from verger.cli.bench_fallback import fallback
+from verger.cli.bench_rates import rates
 from verger.cli.bench_replay import replay
 from verger.cli.bench_shared import (
     JsonOption,
@@ -46,6 +47,7 @@ bench = typer.Typer(help="Measure what Verger costs on this machine.", no_args_i
 bench.command()(replay)
 bench.command()(stall)
 bench.command()(fallback)
+bench.command()(rates)
 
 
 @bench.command()
