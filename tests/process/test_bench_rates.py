@@ -107,15 +107,20 @@ def test_the_rates_of_a_server_at_a_known_pace_are_found() -> None:
     assert report.prefill[0].context_tokens == 500
 
 
-def test_what_the_server_refuses_is_skipped_with_its_words() -> None:
+@pytest.mark.parametrize("status", ["400", "429", "503"])
+def test_what_the_server_refuses_is_skipped_with_its_words(status: str) -> None:
     async def run() -> RatesReport:
-        async with refusing("400") as port:
+        async with refusing(status) as port:
             return await measured(plan(port, [500, 4000], [1]))
 
     report = asyncio.run(run())
     assert [one.context_tokens for one in report.decode] == [500]
     (skipped,) = report.skipped
-    assert (skipped.context_tokens, skipped.batch, skipped.reason) == (4000, None, "400: long")
+    assert (skipped.context_tokens, skipped.batch, skipped.reason) == (
+        4000,
+        None,
+        f"{status}: long",
+    )
 
 
 def test_a_server_that_breaks_ends_the_measurement() -> None:

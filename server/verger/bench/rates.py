@@ -54,10 +54,11 @@ PAUSE_S = 1.0
 PROMPT_ANSWER_TOKENS = 16
 QUESTION_TOKENS = 8
 WARM_UP_CONTEXT_TOKENS, WARM_UP_TOKENS = 256, 32
-SETTINGS = {"VERGER_ENGINE_DISK_GIB": "0"}
-"""Prefixes that are written to the disk meanwhile would be measured as well."""
+SETTINGS = {"VERGER_ENGINE_DISK_GIB": "0", "VERGER_SPILL_MAX_WAIT_S": f"{DECODE_LIMIT_S:g}"}
+"""Prefixes that are written to the disk meanwhile would be measured as well, and streams that wait
+for each other are no reason to refuse one."""
 READY_LINE = re.compile(r'event=ready .*?device=("[^"]*"|\S+) load_s=([\d.]+)')
-REFUSAL = re.compile(r"4\d\d: ")
+REFUSAL = re.compile(r"(4\d\d|503): ")
 
 
 class _Card(Struct, frozen=True):
