@@ -1,130 +1,176 @@
 """What only a real machine can show, in one JSON and one page; behind scripts/first_hour.
 
-Each part is a command of Verger in a process of its own, bounded in time. One that fails is
-recorded and the rest goes on; one that this machine cannot do is skipped, with the reason and what
-to run instead. Must not know how anything is measured: `verger bench` does.
+Each part is bounded in time. One that fails is recorded and the rest goes on; one that this machine
+cannot do is skipped, with the reason and what to run instead. Must not know how anything is
+measured: `verger bench` and the modules of the parts do.
 """
 
 import argparse
 import json
-import subprocess
+import os
+import platform
+import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-SCHEMA_VERSION = 1
-QUESTION_LIMIT_S = 60.0
-QUICK_LIMIT_S, FULL_LIMIT_S = 180.0, 1800.0
-MAX_OUTPUT_CHARACTERS = 4000
-TIMED_OUT = 124
-UNWELL = 7
-"""`verger doctor` answers so if a check fails: an answer, not a failure."""
-VERGER = (sys.executable, "-P", "-m", "verger.cli.main")
-BENCHES = ("overhead", "stall", "replay", "fallback")
+from scripts.first_hour_bonjour import SERVICE, found_from, served_id
+from scripts.first_hour_page import page
+from scripts.first_hour_panics import DOCTOR, DOCTOR_LIMIT_S, UNWELL, Before, before_all, since
+from scripts.first_hour_parts import VERGER, Fail, Part, Result, asked, carry_out
+from scripts.first_hour_power import measure_here
+from scripts.first_hour_process_type import compare_here
+from scripts.first_hour_run import Beside, Run, beside, run_command
 
-Run = Callable[[Sequence[str], float], tuple[int, str, str]]
+SCHEMA_VERSION = 2
+QUESTION_LIMIT_S = 60.0
+QUICK_LIMIT_S, FULL_LIMIT_S = 300.0, 3600.0
+SOAK_MINUTES, QUICK_SOAK_MINUTES = 60.0, 1.0
+MAX_HOURS = 24.0
+SOAK_SPARE_S = 900.0
+"""For loading the model, and for what runs when the time is over."""
+POWER_LOAD = ("--contexts", "1000", "--batches", "8", "--repeats", "1")
+POWER_TOKENS, QUICK_POWER_TOKENS = "1024", "512"
+BENCHES = ("rates", "overhead", "stall", "replay", "fallback")
+PARTS = ("fit", "doctor", *BENCHES, "process-type", "power", "bonjour", "memory", "panics")
+"""In the order in which they run."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """What is asked; without a command it is skipped for `reason`."""
+class Asked:
+    """What the command line says."""
 
-    name: str
-    command: tuple[str, ...] = ()
-    limit_s: float = QUESTION_LIMIT_S
-    reason: str = ""
+    model: str
+    is_quick: bool
+    soak_minutes: float
+    second_machine: str | None
+    service: str
+    only: Sequence[str]
+    out: Path
 
-
-@dataclass
-class Result:
-    """What came of it: done, failed or skipped."""
-
-    name: str
-    state: str
-    reason: str = ""
-    wall_s: float = 0.0
-    command: list[str] = field(default_factory=list)
-    answer: object = None
+    @property
+    def limit_s(self) -> float:
+        """Of a bench."""
+        return QUICK_LIMIT_S if self.is_quick else FULL_LIMIT_S
 
 
-def parts(model: str, *, is_quick: bool) -> list[Part]:
-    """In the order in which they run."""
-    quick = ("--quick",) if is_quick else ()
-    limit_s = QUICK_LIMIT_S if is_quick else FULL_LIMIT_S
-    asked = [
-        Part("fit", (*VERGER, "models", "--json")),
-        Part("machine and panics", (*VERGER, "doctor", "--json")),
-    ]
-    for name in BENCHES:
-        of = () if name == "fallback" else ("--model", model)
-        asked += [Part(name, (*VERGER, "bench", name, *of, *quick, "--json", "-"), limit_s)]
-    return [
-        *asked,
-        Part("bonjour", reason="on a second machine: dns-sd -B _verger._tcp, or verger discover"),
-        Part("process type", reason="compare `overhead` with the service's rates: launchd/README"),
-        Part("power", reason="beside `overhead`: sudo powermetrics --samplers gpu_power -n 60"),
-    ]
+@dataclass(frozen=True)
+class Means:
+    """How things are run; tests give others."""
+
+    run: Run = run_command
+    beside: Beside = beside
+    id_of: Callable[[str], str | None] = served_id
 
 
-def run_command(command: Sequence[str], limit_s: float) -> tuple[int, str, str]:
-    """Status, output, errors."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        return TIMED_OUT, "", f"it took longer than {limit_s:g} s"
-    return done.returncode, done.stdout, done.stderr
+def bench(given: Asked, name: str, *options: str) -> tuple[str, ...]:
+    """A command of `verger bench` that prints its report as JSON."""
+    model = () if name == "fallback" else ("--model", given.model)
+    quick = ("--quick",) if given.is_quick and "--quick" not in options else ()
+    return (*VERGER, "bench", name, *model, *quick, *options, "--json", "-")
 
 
-def carry_out(part: Part, run: Run, now: Callable[[], float] = time.monotonic) -> Result:
-    """Never raises for what a command does."""
-    if not part.command:
-        return Result(part.name, "skipped", part.reason)
-    started_s = now()
-    status, out, err = run(part.command, part.limit_s)
-    result = Result(part.name, "done", "", round(now() - started_s, 1), list(part.command[1:]))
-    try:
-        result.answer = json.loads(out)
-    except ValueError:
-        result.answer = out[-MAX_OUTPUT_CHARACTERS:]
-        result.state = "failed"
-    if status not in (0, UNWELL):
-        result.state = "failed"
-    if result.state == "failed":
-        lines = err.strip().splitlines() or [f"status {status}, no JSON"]
-        result.reason = lines[-1]
-    return result
+def parts(given: Asked, means: Means, before: Before) -> list[Part]:
+    """All that are wanted, in order."""
+    run, limit_s = means.run, given.limit_s
+    soak = bench(given, "soak", "--minutes", f"{given.soak_minutes:g}")
+    soak_s = given.soak_minutes * 60 + SOAK_SPARE_S
+    tokens = QUICK_POWER_TOKENS if given.is_quick else POWER_TOKENS
+    load = bench(given, "rates", *POWER_LOAD, "--tokens", tokens)
+    asks: dict[str, Callable[[], object]] = {
+        "fit": partial(asked, run, (*VERGER, "models", "--json"), QUESTION_LIMIT_S),
+        "doctor": partial(asked, run, DOCTOR, DOCTOR_LIMIT_S, (0, UNWELL)),
+        **{name: partial(asked, run, bench(given, name), limit_s) for name in BENCHES},
+        "process-type": partial(compare_here, bench(given, "rates", "--quick"), run, limit_s),
+        "power": partial(measure_here, load, run, means.beside, limit_s),
+        "bonjour": partial(found_from, given.second_machine, given.service, run, means.id_of),
+        "memory": partial(asked, run, soak, soak_s),
+        "panics": partial(since, before, run),
+    }
+    return [Part(name, asks[name]) for name in PARTS if name in given.only]
 
 
-def page(results: Sequence[Result]) -> str:
-    """Markdown: a table of what came of each, then the answers."""
-    rows = [f"| {r.name} | {r.state} | {r.wall_s:g} | {r.reason} |" for r in results]
-    lines = ["# The first hour", "", "| part | state | s | |", "|---|---|---|---|", *rows]
-    for result in results:
-        if result.answer is not None:
-            shown = json.dumps(result.answer, indent=1)
-            lines += ["", f"## {result.name}", "", "```json", shown, "```"]
-    return "\n".join(lines) + "\n"
-
-
-def main(arguments: Sequence[str] | None = None, run: Run = run_command) -> int:
+def main(arguments: Sequence[str] | None = None, means: Means | None = None) -> int:
     """0 if no part failed."""
-    parser = argparse.ArgumentParser(prog="scripts/first_hour", description=__doc__)
-    parser.add_argument("--model", default="nano", help="what to measure; default nano")
-    parser.add_argument("--quick", action="store_true", help="minutes instead of an hour")
-    parser.add_argument("--out", type=Path, default=Path("first-hour"), help="folder to write")
-    given = parser.parse_args(arguments)
+    given, means = parse(arguments), means or Means()
     given.out.mkdir(parents=True, exist_ok=True)
+    report = given.out / "first-hour.json"
+    before = Before(None)
+    if "panics" in given.only:
+        try:
+            before = before_all(report, means.run)
+        except Fail as error:
+            print(f"panics before the start are not known: {error}")
     results: list[Result] = []
-    for part in parts(given.model, is_quick=given.quick):
-        results.append(carry_out(part, run))
+    for part in parts(given, means, before):
+        write(given, before, results, part.name)
+        results.append(carry_out(part))
         print(f"{results[-1].state:8}{part.name}  {results[-1].reason}", flush=True)
-        body = {"schema_version": SCHEMA_VERSION, "parts": [asdict(one) for one in results]}
-        (given.out / "first-hour.json").write_text(json.dumps(body, indent=1))
-        (given.out / "first-hour.md").write_text(page(results))
+    write(given, before, results, None)
     return int(any(result.state == "failed" for result in results))
 
 
+def write(given: Asked, before: Before, results: Sequence[Result], running: str | None) -> None:
+    """Both files, before each part and after all: a Mac that goes down leaves what it had shown."""
+    machine = platform.platform()
+    body = {
+        "schema_version": SCHEMA_VERSION,
+        "machine": machine,
+        "model": given.model,
+        "running": running,
+        "panic_before": before.finding,
+        "parts": [asdict(one) for one in results],
+    }
+    replace(given.out / "first-hour.json", json.dumps(body, indent=1, ensure_ascii=False))
+    replace(given.out / "first-hour.md", page(f"{given.model} on {machine}", results, running))
+
+
+def replace(path: Path, text: str) -> None:
+    """Whole or not at all, also if the machine goes down."""
+    temporary = path.with_suffix(f"{path.suffix}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def parse(arguments: Sequence[str] | None) -> Asked:
+    """Exits with status 2 for what makes no sense."""
+    parser = argparse.ArgumentParser(prog="scripts/first_hour", description=__doc__)
+    parser.add_argument("--model", default="nano", help="what to measure; default nano")
+    parser.add_argument("--quick", action="store_true", help="minutes instead of hours")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, help="of the soak, by default 60; 1 with --quick")
+    length.add_argument("--hours", type=float, help="the same in hours")
+    parser.add_argument("--second-machine", help="USER@HOST, asked over ssh what it finds")
+    parser.add_argument("--service", default=SERVICE, help=f"what it should find: {SERVICE}")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
+    parser.add_argument("--out", type=Path, default=Path("first-hour"), help="folder to write")
+    given = parser.parse_args(arguments)
+    only = given.only.split(",")
+    if unknown := [name for name in only if name not in PARTS]:
+        parser.error(f"--only: {unknown[0]} is none of {', '.join(PARTS)}")
+    minutes = given.minutes if given.hours is None else given.hours * 60
+    if minutes is None:
+        minutes = QUICK_SOAK_MINUTES if given.quick else SOAK_MINUTES
+    if not 0 < minutes <= MAX_HOURS * 60:
+        parser.error(f"the soak takes up to {MAX_HOURS:g} hours, and more than none")
+    return Asked(
+        given.model,
+        given.quick,
+        minutes,
+        given.second_machine,
+        given.service,
+        only,
+        given.out,
+    )
+
+
 if __name__ == "__main__":
+    # So that what a part has started is ended, and a job of launchd's booted out.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     sys.exit(main())
