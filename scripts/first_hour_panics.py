@@ -21,8 +21,8 @@ UNWELL = 7
 
 @dataclass(frozen=True)
 class Before:
-    """Doctor's finding before all, and the part in which the run before this one ended, if it did
-    not finish."""
+    """Doctor's finding before all, None if it is not known, and the part in which the run before
+    this one ended, if it did not finish."""
 
     finding: object
     broke_off_in: str | None = None
@@ -40,9 +40,9 @@ def before_all(file: Path, run: Run) -> Before:
         earlier = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         earlier = None
-    part = at(earlier, "running")
-    if isinstance(part, str):
-        return Before(at(earlier, "panic_before"), part)
+    part, noted = at(earlier, "running"), at(earlier, "panic_before")
+    if isinstance(part, str) and noted is not None:
+        return Before(noted, part)
     return Before(finding(run))
 
 
@@ -52,6 +52,8 @@ def since(before: Before, run: Run) -> object:
     why = str(at(now, "why"))
     if at(now, "level") == "skipped":
         raise Skip(why)
+    if before.finding is None:
+        raise Skip(f"what doctor found before is not known; now: {why}")
     answer = {"before": before.finding, "now": now, "broke_off_in": before.broke_off_in}
     if at(now, "level") == "warn" and now != before.finding:
         when = "" if before.broke_off_in is None else f", while `{before.broke_off_in}` ran"

@@ -132,6 +132,21 @@ def test_a_server_that_breaks_ends_the_measurement() -> None:
         asyncio.run(run())
 
 
+def test_streams_that_do_not_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 tokens come in half a second; so long is waited for, and not for less."""
+    monkeypatch.setattr(rates, "WARM_UP_TOKENS", 24)
+
+    async def run() -> RatesReport:
+        async with paced() as port:
+            return await measured(plan(port, [500], [1]))
+
+    monkeypatch.setattr(rates, "DECODE_LIMIT_S", 10.0)
+    assert len(asyncio.run(run()).decode) == 1
+    monkeypatch.setattr(rates, "DECODE_LIMIT_S", 0.2)
+    with pytest.raises(BenchError, match="the streams did not end within 0 s"):
+        asyncio.run(run())
+
+
 @pytest.mark.slow
 @pytest.mark.mlx
 @pytest.mark.skipif(not has_engine(), reason="the server needs the engine")

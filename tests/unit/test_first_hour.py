@@ -150,6 +150,18 @@ def test_a_panic_that_took_the_run_before_down_is_found_by_the_next(tmp_path: Pa
     assert main(only, Machine(PANIC).means) == 0
 
 
+def test_an_old_panic_is_not_taken_for_new_where_nothing_was_noted(tmp_path: Path) -> None:
+    """A run of other parts that was interrupted has noted none; doctor may fail at the start."""
+    file = tmp_path / "first-hour.json"
+    file.write_text('{"running": "rates", "panic_before": null}')
+    only = ["--only", "panics", "--out", str(tmp_path)]
+    assert main(only, Machine(PANIC).means) == 0
+    file.write_text("cut off")
+    assert main(only, Machine(PANIC).means) == 0
+    assert main(only, Machine("no finding", PANIC).means) == 0
+    assert states_of(tmp_path) == {"panics": "skipped"}
+
+
 RATES = {
     "load": {"ready_s": 9.0, "engine_s": 7.25, "device": "M4"},
     "prefill": [{"context_tokens": 1000, "tok_s": 812.3, "ttft_s": 1.25}],

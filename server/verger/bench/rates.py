@@ -230,7 +230,7 @@ class _Rates:
         except* ReadError as errors:
             raise _failure(errors.exceptions[0]) from None
         except* TimeoutError:
-            raise BenchError(f"{batch} streams did not end within {DECODE_LIMIT_S:.0f} s") from None
+            raise BenchError(f"the streams did not end within {DECODE_LIMIT_S:.0f} s") from None
         return [task.result() for task in tasks]
 
     async def _read(self, prompt: Conversation, options: Options) -> Decoded:
