@@ -100,12 +100,11 @@ def _counts(text: str, most: int, flag: str) -> list[int]:
 
 def print_report(report: "RatesReport") -> None:
     """Load, prefill, decode, and what was left out."""
-    where = place(report.url, report.machine, report.cores)
-    title = f"{report.model} on {where}"
+    print(f"{report.model} on {place(report.url, report.machine, report.cores)}")
     if report.prefill:
-        print_table(f"{title}: prefill", PREFILL_HEADINGS, list(map(prefill_row, report.prefill)))
+        print_table("prefill", PREFILL_HEADINGS, list(map(prefill_row, report.prefill)))
     if report.decode:
-        print_table(f"{title}: decode", DECODE_HEADINGS, list(map(decode_row, report.decode)))
+        print_table("decode", DECODE_HEADINGS, list(map(decode_row, report.decode)))
     if load := report.load:
         engine = "" if load.engine_s is None else f", of it {load.engine_s:.2f} s in the engine"
         print(f"start to /readyz: {load.ready_s:.2f} s{engine}")
