@@ -28,7 +28,7 @@ from verger.bench.rates_report import (
     prefill_rate,
     why_not,
 )
-from verger.bench.served import Served
+from verger.bench.served import Started
 from verger.cli import bench_rates
 from verger.formats.conversation import Message, Role
 
@@ -124,7 +124,7 @@ def test_the_engines_part_of_the_start_is_read_from_the_log(
 ) -> None:
     log = tmp_path / "server.log"
     log.write_text(f"2026-11-20 INFO verger {line}\nanother line\n")
-    load = load_of(Served(Endpoint("127.0.0.1", 1, "/v1"), 9.0, log))
+    load = load_of(Started(Endpoint("127.0.0.1", 1, "/v1"), 1, 9.0, log))
     assert (load.ready_s, load.engine_s, load.device) == (9.0, *expected)
 
 

@@ -42,7 +42,7 @@ from verger.bench.rates_report import (
     why_not,
 )
 from verger.bench.reader import ReadError
-from verger.bench.served import Served, read_status, settled_status, started
+from verger.bench.served import Started, read_status, settled_status, started
 from verger.formats.conversation import Conversation, Message, Role
 
 PROMPT_LIMIT_S = 900.0
@@ -108,7 +108,7 @@ async def measure(plan: RatesPlan, notify: Callable[[str], None]) -> RatesReport
     )
 
 
-def load_of(served: Served) -> Load:
+def load_of(served: Started) -> Load:
     """What it took to start, the engine's part by the server's own log."""
     log = served.log.read_text(encoding="utf-8", errors="replace")
     told = READY_LINE.search(log)
@@ -143,7 +143,7 @@ async def _context_tokens(target: Target) -> int | None:
 
 
 @asynccontextmanager
-async def _target(plan: RatesPlan, home: Path) -> AsyncIterator[tuple[Target, Served | None]]:
+async def _target(plan: RatesPlan, home: Path) -> AsyncIterator[tuple[Target, Started | None]]:
     if plan.running is not None:
         yield plan.running, None
         return

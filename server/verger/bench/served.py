@@ -1,8 +1,8 @@
 """A server under measurement: our own, started with given settings, or one that runs already.
 
-Used by `replay.py`, `stall.py` and `rates.py`. A server's own counters are read from `/v1/status`,
-which only Verger has; without them the usage of the answers must do. Must not know what is
-measured.
+Used by `replay.py`, `stall.py`, `rates.py` and the like. A server's own counters are read from
+`/v1/status`, which only Verger has; without them the usage of the answers must do. Must not know
+what is measured.
 """
 
 import asyncio
@@ -86,10 +86,11 @@ class Own:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """Our own server, `ready_s` after its process was started; its log is in `log`."""
+class Started:
+    """A server of ours, ready so long after its process was started; what it logs is in `log`."""
 
     endpoint: Endpoint
+    pid: int
     ready_s: float
     log: Path
 
@@ -98,15 +99,15 @@ class Served:
 async def serving(
     own: Own, home: Path, settings: Mapping[str, str] | None = None
 ) -> AsyncIterator[Endpoint]:
-    """As `started`, for whom only the address matters."""
-    async with started(own, home, settings) as served:
-        yield served.endpoint
+    """As `started`, for those who only ask it."""
+    async with started(own, home, settings) as server:
+        yield server.endpoint
 
 
 @asynccontextmanager
 async def started(
     own: Own, home: Path, settings: Mapping[str, str] | None = None
-) -> AsyncIterator[Served]:
+) -> AsyncIterator[Started]:
     """`verger serve` on a free loopback port, ready; `settings` are VERGER_ variables."""
     port, started_s = free_port(), time.monotonic()
     arguments = ["-m", "verger.cli.main", "serve", "--host", "127.0.0.1", "--port", str(port)]
@@ -114,7 +115,8 @@ async def started(
     variables = {"VERGER_HOME": str(home), **(settings or {})}
     async with child("server", arguments, home.parent, variables, END_LIMIT_S) as server:
         ready_s = await wait_ready(server, port, started_s)
-        yield Served(Endpoint("127.0.0.1", port, "/v1"), ready_s, server.log)
+        endpoint = Endpoint("127.0.0.1", port, "/v1")
+        yield Started(endpoint, server.process.pid, ready_s, server.log)
 
 
 async def read_status(endpoint: Endpoint, key: str = "") -> Status | None:

@@ -46,8 +46,8 @@ bench = typer.Typer(help="Measure what Verger costs on this machine.", no_args_i
 
 bench.command()(replay)
 bench.command()(stall)
-bench.command()(fallback)
 bench.command()(rates)
+bench.command()(fallback)
 
 
 @bench.command()
