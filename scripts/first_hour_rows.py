@@ -76,10 +76,10 @@ def _stall(answer: object) -> Iterator[Row]:
     p99_ms, allowed_ms = number(answer, "disturbed", "p99_ms"), number(answer, "allowed_ms")
     if p99_ms is not None and allowed_ms is not None:
         figure = f"p99 {p99_ms:.0f} ms, at most {allowed_ms:.0f}"
-        yield Row("stall: gaps beside a prompt", figure, at(answer, "is_gap_met") is True)
+        yield Row("stall: gaps beside a prompt", figure, _verdict(at(answer, "is_gap_met")))
     if (ratio := number(answer, "rate_ratio")) is not None:
         what = "stall: prefill beside streams ÷ alone"
-        yield Row(what, f"{ratio:.2f}", at(answer, "is_rate_met") is True)
+        yield Row(what, f"{ratio:.2f}", _verdict(at(answer, "is_rate_met")))
 
 
 def _replay(answer: object) -> Iterator[Row]:
@@ -87,12 +87,12 @@ def _replay(answer: object) -> Iterator[Row]:
         ratio, target = number(one, "ratio"), number(one, "target_ratio")
         if ratio is not None and target is not None:
             what = f"replay: {at(one, 'name')}, computed ÷ least"
-            yield Row(what, f"{ratio:.3f}, at most {target:.2f}", at(one, "is_met") is True)
+            figure = f"{ratio:.3f}, at most {target:.2f}"
+            yield Row(what, figure, _verdict(at(one, "is_met")))
     for one in listed(answer, "second_turns"):
         if (ratio := number(one, "ratio")) is not None:
             what = f"replay: second turn ÷ cold, {at(one, 'prompt_tokens')} tokens"
-            is_met = at(one, "is_met")
-            yield Row(what, f"{ratio:.3f}", is_met if isinstance(is_met, bool) else None)
+            yield Row(what, f"{ratio:.3f}", _verdict(at(one, "is_met")))
 
 
 def _fallback(answer: object) -> Iterator[Row]:
@@ -119,16 +119,20 @@ def _power(answer: object) -> Iterator[Row]:
 def _memory(answer: object) -> Iterator[Row]:
     is_met = at(answer, "memory", "is_met")
     for name in ("gateway", "engine"):
-        warm, end = (number(answer, "memory", name, key) for key in ("warm_bytes", "end_bytes"))
+        keys = ("warm_bytes", "end_bytes", "kv_bytes")
+        warm, end, kv = (number(answer, "memory", name, key) for key in keys)
         if warm is not None and end is not None:
-            figure = f"{warm / MIB:.0f} MiB when warm, {end / MIB:.0f} MiB at the end"
-            verdict = is_met if isinstance(is_met, bool) else None
-            yield Row(f"memory: {name}", figure, verdict)
+            grown = "" if kv is None else f", {kv / MIB:+.0f} MiB of that KV"
+            figure = f"{warm / MIB:.0f} MiB when warm, {end / MIB:.0f} MiB at the end{grown}"
+            yield Row(f"memory: {name}", figure, _verdict(is_met))
     requests, minutes = number(answer, "requests"), number(answer, "minutes")
     if requests is not None:
         length = "" if minutes is None else f" in {minutes:g} minutes"
-        is_sound = at(answer, "is_sound")
-        yield Row(f"soak: {requests:.0f} requests{length}", _counts(answer), is_sound is True)
+        verdict = _verdict(at(answer, "is_sound"))
+        yield Row(f"soak: {requests:.0f} requests{length}", _counts(answer), verdict)
+    if isinstance(is_restored := at(answer, "is_restored"), bool):
+        found = ", ".join(map(str, listed(answer, "remains"))) or "as before"
+        yield Row("soak: the server afterwards", found, is_restored)
 
 
 def _counts(answer: object) -> str:
@@ -145,6 +149,10 @@ def _bonjour(answer: object) -> Iterator[Row]:
 
 def _panics(answer: object) -> Iterator[Row]:
     yield Row("panics", _why(at(answer, "now")))
+
+
+def _verdict(told: object) -> bool | None:
+    return told if isinstance(told, bool) else None
 
 
 def _why(finding: object) -> str:
