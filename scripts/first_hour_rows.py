@@ -55,11 +55,12 @@ def _rates(answer: object) -> Iterator[Row]:
     for one in listed(answer, "decode"):
         tok_s, each, itl_ms = (number(one, key) for key in ("tok_s", "stream_tok_s", "itl_ms"))
         if tok_s is not None and each is not None and itl_ms is not None:
-            what = f"decode, {at(one, 'batch')} streams behind {at(one, 'context_tokens')} tokens"
+            streams = _streams(at(one, "batch"))
+            what = f"decode, {streams} behind {at(one, 'context_tokens')} tokens"
             yield Row(what, f"{tok_s:.0f} tok/s, {each:.1f} each, {itl_ms:.0f} ms between tokens")
     for one in listed(answer, "skipped"):
         batch = at(one, "batch")
-        streams = "prefill" if batch is None else f"{batch} streams"
+        streams = "prefill" if batch is None else _streams(batch)
         what = f"rates: {streams} at {at(one, 'context_tokens')} tokens"
         yield Row(what, f"skipped: {at(one, 'reason')}")
 
@@ -68,7 +69,7 @@ def _overhead(answer: object) -> Iterator[Row]:
     for one in listed(answer, "scenarios"):
         ratio, target = number(one, "decode_ratio", "median"), number(one, "target_ratio")
         if ratio is not None and target is not None:
-            what = f"overhead: {at(one, 'name')} streams ÷ bare loop"
+            what = f"overhead: {_streams(at(one, 'name'))} ÷ bare loop"
             yield Row(what, f"{ratio:.2f}, at least {target:.2f}", ratio >= target)
 
 
@@ -111,9 +112,11 @@ def _power(answer: object) -> Iterator[Row]:
     idle_w, active_w = number(answer, "idle_w"), number(answer, "active_w")
     joules = number(answer, "j_per_token")
     if idle_w is not None and active_w is not None and joules is not None:
-        streams = f"{at(answer, 'batch')} streams"
         yield Row("power: idle", f"{idle_w:.1f} W ({at(answer, 'of')})")
-        yield Row(f"power: {streams} decoding", f"{active_w:.1f} W, {joules:.2f} J per token")
+        yield Row(
+            f"power: {_streams(at(answer, 'batch'))} decoding",
+            f"{active_w:.1f} W, {joules:.2f} J per token",
+        )
 
 
 def _memory(answer: object) -> Iterator[Row]:
@@ -149,6 +152,10 @@ def _bonjour(answer: object) -> Iterator[Row]:
 
 def _panics(answer: object) -> Iterator[Row]:
     yield Row("panics", _why(at(answer, "now")))
+
+
+def _streams(count: object) -> str:
+    return "1 stream" if count in (1, "1") else f"{count} streams"
 
 
 def _verdict(told: object) -> bool | None:

@@ -139,5 +139,6 @@ def decode_row(one: "DecodeRate") -> list[str]:
 
 def skipped_line(one: "Skipped") -> str:
     """What there is no row of."""
-    streams = "" if one.batch is None else f" {one.batch} streams behind"
+    plural = "" if one.batch == 1 else "s"
+    streams = "" if one.batch is None else f" {one.batch} stream{plural} behind"
     return f"skipped:{streams} {one.context_tokens} tokens: {one.reason}"
