@@ -1,12 +1,13 @@
 """When a waiting stream speaks, and when it must not."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from tests.fakes import FakeTime
 from verger.gateway.engine_client import EngineState
-from verger.gateway.sse import Heartbeat
+from verger.gateway.sse import DONE, Ending, Heartbeat
 from verger.gateway.vitals import MAX_SILENCE_S, EngineVitals
 from verger.messages import Stats
 
@@ -43,6 +44,29 @@ def test_a_stream_that_flows_needs_no_heartbeats() -> None:
     assert spoken == [b"", b"", b""]
     assert heartbeat.tick() == b""
     assert heartbeat.tick() == b"beat"
+
+
+async def test_nothing_follows_the_last_frame_but_the_end() -> None:
+    """A heartbeat that was made before it has been overtaken."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    def body(frame: bytes, more_body: bool = True) -> dict[str, Any]:
+        return {"type": "http.response.body", "body": frame, "more_body": more_body}
+
+    ending = Ending()
+    guarded = ending.guard(send)
+    start = {"type": "http.response.start", "status": 200}
+    frames = [body(b"one"), body(b"beat"), body(b"two")]
+    for message in (start, *frames):
+        await guarded(message)
+    ending.frame = DONE
+    for message in (body(b"beat"), body(DONE), body(b"beat"), body(b"beat"), body(b"", False)):
+        await guarded(message)
+
+    assert sent == [start, *frames, body(b"beat"), body(DONE), body(b"", False)]
 
 
 async def test_an_engine_that_falls_silent_silences_the_heartbeat() -> None:

@@ -14,10 +14,11 @@ that off, because here SIGTERM lets running answers finish.
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import AppStatus, EventSourceResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from verger.api.errors import encode_error
 from verger.errors import ReplyError
@@ -60,6 +61,28 @@ class Heartbeat:
         return self._new_frame() if is_due and self._is_alive() else b""
 
 
+@dataclass(slots=True)
+class Ending:
+    """Lets nothing follow a stream's last frame: a heartbeat is sent by a task of its own, and may
+    have been made before that frame and be sent after it."""
+
+    frame: bytes | None = None
+    """The last one, once it is known."""
+    _has_gone: bool = False
+
+    def guard(self, send: Send) -> Send:
+        """What is sent with it is not more than that."""
+
+        async def send_in_time(message: Message) -> None:
+            body = message.get("body")
+            if body and self._has_gone:
+                return
+            self._has_gone = body is not None and body == self.frame
+            await send(message)
+
+        return send_in_time
+
+
 def drain_streams() -> None:
     """Let open streams finish on shutdown. Called once, before the server runs."""
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
@@ -82,15 +105,16 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises ClientGone if the client leaves, or is cut off, before the end."""
+        ending = Ending()
         response = EventSourceResponse(
-            _guarded(self._frames, self._heartbeat, scope),
+            _guarded(self._frames, self._heartbeat, scope, ending),
             headers=self._headers,
             ping=self._heartbeat.tick_s,
             ping_message_factory=lambda: _RawEvent(self._heartbeat.tick()),
             sep="\n",
         )
         try:
-            await response(scope, receive, send)
+            await response(scope, receive, ending.guard(send))
         except _Aborted:
             scope["state"][CLOSE]()
             return
@@ -110,7 +134,7 @@ class _RawEvent(ServerSentEvent):
 
 
 async def _guarded(
-    frames: AsyncGenerator[bytes], heartbeat: Heartbeat, scope: Scope
+    frames: AsyncGenerator[bytes], heartbeat: Heartbeat, scope: Scope, ending: Ending
 ) -> AsyncGenerator[bytes]:
     """The frames; if they fail, an event that says so and no clean end."""
     record = record_of(scope)
@@ -118,6 +142,8 @@ async def _guarded(
         async with aclosing(frames):
             async for frame in frames:
                 heartbeat.note_sent()
+                if frame == DONE:
+                    ending.frame = frame
                 yield frame
         return
     except ReplyError as error:
@@ -126,5 +152,6 @@ async def _guarded(
         logger.exception(key_values(event="defect", id=record.id, path=scope["path"]))
         failure = internal_error()
     record.error = failure.code
-    yield data_frame(encode_error(failure))
+    ending.frame = data_frame(encode_error(failure))
+    yield ending.frame
     raise _Aborted
