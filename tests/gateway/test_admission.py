@@ -13,7 +13,7 @@ from tests.principals import caller
 from verger.errors import EngineUnavailable, Overloaded
 from verger.gateway.admission import MAX_SPILLING, REVIEW_S, Admission, Ticket, nowhere
 from verger.gateway.engine_client import EngineClient, Generation
-from verger.gateway.hits import LOOK_UP_WAIT_S
+from verger.gateway.hits import LOOK_UP_WAIT_S, Hits
 from verger.gateway.prediction import MIN_SCORES
 from verger.gateway.principal import ANONYMOUS, Principal, RoutePolicy
 from verger.gateway.routing import ENTER_SAMPLES, Limits, Place, Reason, Spilled
@@ -58,6 +58,7 @@ class Office:
     cached_tokens: int = 0
     answers: bool = True
     submits: list[Submit] = field(default_factory=list)
+    unanswered: list[LookUp] = field(default_factory=list)
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def listen(self) -> None:
@@ -67,10 +68,15 @@ class Office:
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
             if isinstance(frame, LookUp) and self.answers:
-                found = min(self.cached_tokens, len(frame.prompt) - 1)
-                self.engine.send(Found(frame.lookup_id, found, found))
+                self.tell(frame)
+            elif isinstance(frame, LookUp):
+                self.unanswered.append(frame)
             elif isinstance(frame, Submit):
                 self.submits.append(frame)
+
+    def tell(self, look_up: LookUp) -> None:
+        found = min(self.cached_tokens, len(look_up.prompt) - 1)
+        self.engine.send(Found(look_up.lookup_id, found, found))
 
     async def measure(self) -> None:
         """A step takes 0.1 s, a prompt token a millisecond."""
@@ -166,6 +172,35 @@ async def test_an_engine_in_a_long_step_is_not_waited_for_longer_than_a_blink(
 
     assert took_s >= LOOK_UP_WAIT_S
     assert ticket.origin.hits.memory_tokens == 0
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_during_a_long_step_nobody_is_refused_for_prompts_that_are_cached(
+    office: Office, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    """Sixteen agents with the same long prefix come at once: 40 s of prompts, or none at all."""
+    monkeypatch.setattr("verger.gateway.admission.REFUSAL_WAIT_S", 10.0 if is_told else 0.01)
+    await office.measure()
+    long = replace(SUBMIT, prompt=[1] * 10_000)
+    ahead = [Hits() for _ in range(4)]
+    for hits in ahead:
+        made = office.client.generate(long, Origin(effort="low", hits=hits))
+        await office.stack.enter_async_context(made)
+    office.answers, office.cached_tokens = False, 10_000
+
+    def end_the_step() -> None:
+        for hits in ahead:
+            hits.tell(Found(0, 9_999, 9_999))
+        for look_up in office.unanswered:
+            office.tell(look_up)
+
+    if is_told:
+        asyncio.get_running_loop().call_later(2 * LOOK_UP_WAIT_S, end_the_step)
+        ticket = await office.admit(long)
+        assert ticket.route.place is not Place.REJECT
+    else:
+        with pytest.raises(Overloaded):
+            await office.admit(long)
 
 
 @pytest.mark.parametrize(("running", "waits"), [(0, True), (1, False), (2, True), (9, True)])

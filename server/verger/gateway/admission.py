@@ -1,8 +1,9 @@
 """Lets requests in: each is forecast and routed before it is queued, and again while it waits.
 
 Asked for every turn. Decides within LOOK_UP_WAIT_S: longer than that it does not wait for what the
-engine has of the prompt. Belongs to the event loop; owns the task that looks at the queue every
-second. Must not know JSON, HTTP or providers.
+engine has of the prompt, unless the request would be turned away for lack of it. Belongs to the
+event loop; owns the task that looks at the queue every second. Must not know JSON, HTTP or
+providers.
 
     look up ─► outlook ─► route ─► a ticket, good for a place in the queue ─► its end teaches how
                             ├────► Overloaded      │ as long as it waits      good the forecast was
@@ -46,6 +47,9 @@ logger = logging.getLogger("verger.gateway")
 
 REVIEW_S = 1.0
 """Between two looks at those that wait."""
+REFUSAL_WAIT_S = 2.0
+"""The engine tells between steps: nobody is turned away during a long one for a prompt that is
+cached, or for those of others."""
 KEPT_ROW_TIMES = 64
 MAX_JITTER = 1.25
 MAX_SPILLING = 1024
@@ -144,11 +148,11 @@ class Admission:
             # Whoever goes at once would only miss the next step by waiting for the answer.
             await origin.hits.wait()
         asked = newcomer(submit, choices, origin, self._clock())
-        outlook = self._outlook(asked)
-        if origin.hits.is_told:
-            self._spilling_of(principal.key_id).observe(outlook.forecast.ttft_s)
-        may_spill = _may_spill(principal, cloud)
-        route = self._choose(outlook, may_spill, is_certain=origin.hits.is_told)
+        route = self._route(asked, cloud)
+        if route.place in (Place.CLOUD, Place.REJECT) and not origin.hits.is_told:
+            # When it is told of this one, it is of those ahead: they have asked before.
+            await origin.hits.wait(REFUSAL_WAIT_S)
+            route = self._route(asked, cloud)
         if route.place is Place.REJECT and was_let_in:
             route = replace(route, place=Place.QUEUE, reason=Reason.WAITS)
         self.decisions[route.place] += 1
@@ -212,6 +216,14 @@ class Admission:
     def _outlook(self, asked: Waiting) -> Outlook:
         outlooks = self._observer.outlooks(self._engine.rates, self._max_rows, asked)
         return next(outlook for outlook in outlooks if outlook.waiting is asked)
+
+    def _route(self, asked: Waiting, cloud: Cloud) -> Route:
+        """Of somebody who has come, by what is known now."""
+        outlook, principal = self._outlook(asked), asked.origin.principal
+        is_told = asked.origin.hits.is_told
+        if is_told:
+            self._spilling_of(asked.key_id).observe(outlook.forecast.ttft_s)
+        return self._choose(outlook, _may_spill(principal, cloud), is_certain=is_told)
 
     def _choose(self, outlook: Outlook, may_spill: bool, *, is_certain: bool) -> Route:
         facts = Facts(
