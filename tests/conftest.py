@@ -8,6 +8,9 @@ import pytest
 
 from tests.command_line import Outcome, Verger, run_verger
 
+FOLDER = Path(__file__).parent
+SLOW_FOLDERS = frozenset({"contract", "lan", "mlx", "process"})
+
 
 def _refuse_outbound(event: str, arguments: tuple[object, ...]) -> None:
     """An audit hook sees every Python-level connect; an exception raised here refuses it."""
@@ -31,6 +34,15 @@ def _is_local(host: object) -> bool:
 
 def pytest_configure() -> None:
     sys.addaudithook(_refuse_outbound)
+
+
+# First, for the choice by markers to see them.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole folders are slow: what they start, real processes and models, takes its time."""
+    for item in items:
+        if item.path.relative_to(FOLDER).parts[0] in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ OPENCODE = Path(".config/opencode/opencode.json")
 NAMES = [client.name for client in load_clients()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", NAMES)
 def test_every_client_is_printed_with_the_real_address(
     verger: Verger, instance: FakeInstance, client: str
@@ -82,6 +83,7 @@ def test_writing_twice_changes_nothing(
         }
 
 
+@pytest.mark.slow
 def test_a_new_file_is_private_and_no_file_holds_the_key(
     verger: Verger, instance: FakeInstance, user_home: Path, tmp_path: Path
 ) -> None:

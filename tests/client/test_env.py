@@ -44,6 +44,7 @@ def test_the_shell_gets_both_urls_and_only_assignments(
     assert "first use of office-mini" in outcome.err
 
 
+@pytest.mark.slow
 def test_the_second_use_is_silent_and_needs_no_browsing(
     verger: Verger, instance: FakeInstance, network: Network
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_hostile_name_reaches_neither_shell_nor_terminal(
         assert hostile.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host", ["x';touch owned;'", "$(id)", "a b", "h\nost", "-x.local", "x" * 254]
 )
@@ -113,6 +115,7 @@ def test_a_port_that_is_none_is_not_used(
     assert instance.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url",
     [

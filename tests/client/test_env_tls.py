@@ -15,6 +15,7 @@ from verger.cli import session
 from verger.cli.pins import TRUSTED, load_pins
 
 
+@pytest.mark.slow
 def test_a_certificate_that_the_system_does_not_trust_is_pinned(
     verger: Verger, network: Network, tmp_path: Path
 ) -> None:
@@ -32,6 +33,7 @@ def test_a_certificate_that_the_system_does_not_trust_is_pinned(
         assert impostor.keys_seen == set()
 
 
+@pytest.mark.slow
 def test_with_its_certificate_a_server_may_move(verger: Verger, tmp_path: Path) -> None:
     certificate = write_certificate(tmp_path / "one.pem")
     for _ in range(2):
@@ -41,6 +43,7 @@ def test_with_its_certificate_a_server_may_move(verger: Verger, tmp_path: Path) 
             assert pin_of("office-mini").port == instance.port
 
 
+@pytest.mark.slow
 def test_a_trusted_certificate_may_be_renewed_but_not_lose_its_trust(
     verger: Verger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

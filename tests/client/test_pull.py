@@ -81,6 +81,7 @@ def test_a_model_arrives_and_a_second_pull_has_nothing_to_do(
     assert not hub.ranges
 
 
+@pytest.mark.slow
 @pytest.mark.mlx
 @pytest.mark.process
 def test_the_engine_loads_what_has_come(hub: FakeHub, folder: Path, verger: Verger) -> None:
@@ -90,6 +91,7 @@ def test_the_engine_loads_what_has_come(hub: FakeHub, folder: Path, verger: Verg
     assert contents(folder) == hub.files
 
 
+@pytest.mark.slow
 @pytest.mark.mlx
 @pytest.mark.process
 def test_what_the_engine_cannot_load_never_gets_its_name(

@@ -110,6 +110,7 @@ def test_a_days_file_is_written_once(
     assert fetched(verger_home).read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "body", "complaint"),
     [

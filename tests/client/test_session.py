@@ -62,6 +62,7 @@ def test_nothing_listening_is_said_in_one_sentence() -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_tls", [False, True])
 def test_a_server_that_accepts_and_says_nothing_is_given_up(
     is_tls: bool, monkeypatch: pytest.MonkeyPatch
@@ -91,6 +92,7 @@ def test_a_session_accepts_the_certificate_that_was_seen_and_no_other(tmp_path: 
         assert two.requests == []
 
 
+@pytest.mark.slow
 def test_a_certificate_of_the_systems_trust_store_is_trusted(tmp_path: Path) -> None:
     """OpenSSL's variable stands for the store on Linux; a process reads it once."""
     if sys.platform != "linux":

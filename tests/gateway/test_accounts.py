@@ -55,6 +55,7 @@ async def rows(gateway: Gateway) -> list[dict[str, Any]]:
     return read(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answered_request_is_a_row(stream: bool, accounted: Served) -> None:
     gateway, engine = accounted
@@ -77,6 +78,7 @@ async def test_an_answered_request_is_a_row(stream: bool, accounted: Served) -> 
     assert "hi" not in [value for value in row.values() if isinstance(value, str)]
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_has_used_what_was_generated(tmp_path: Path) -> None:
     file = tmp_path / "verger.db"
     async with ready_gateway(tmp_path, database_file=file) as (gateway, engine):
@@ -113,6 +115,7 @@ async def test_what_nobody_worked_on_is_no_row(accounted: Served) -> None:
     assert await rows(gateway) == []
 
 
+@pytest.mark.slow
 async def test_what_was_accounted_for_survives_the_server(tmp_path: Path) -> None:
     file = tmp_path / "verger.db"
     for _ in range(2):

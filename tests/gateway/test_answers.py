@@ -21,6 +21,7 @@ pytestmark = pytest.mark.anyio
 # Leaving.
 
 
+@pytest.mark.slow
 @streamed_and_not
 async def test_a_request_that_waits_leaves_when_it_would_be_too_late(
     stream: bool, tmp_path: Path
@@ -43,6 +44,7 @@ async def test_a_request_that_waits_leaves_when_it_would_be_too_late(
     assert (row["output_tokens"], row["finish"]) == (len(ANSWER), "stop")
 
 
+@pytest.mark.slow
 @streamed_and_not
 async def test_a_request_that_comes_too_late_is_never_queued(stream: bool, tmp_path: Path) -> None:
     async with busy_office(tmp_path, route=RoutePolicy.ANY) as office:
@@ -52,6 +54,7 @@ async def test_a_request_that_comes_too_late_is_never_queued(stream: bool, tmp_p
     assert reply.headers["x-verger-served-by"] == "cloud:first"
 
 
+@pytest.mark.slow
 @streamed_and_not
 async def test_one_whose_engine_dies_before_its_first_delta_leaves(
     stream: bool, tmp_path: Path
@@ -68,6 +71,7 @@ async def test_one_whose_engine_dies_before_its_first_delta_leaves(
     assert (row["route"], row["reason"]) == ("cloud", "engine-down")
 
 
+@pytest.mark.slow
 @streamed_and_not
 async def test_one_whose_engine_dies_after_a_delta_stays_and_fails(
     stream: bool, tmp_path: Path
@@ -101,6 +105,7 @@ async def _dies_in_a_whole_answer(office: Office) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
 
 
+@pytest.mark.slow
 @streamed_and_not
 async def test_a_prompt_that_is_too_long_for_this_machine_leaves(
     stream: bool, tmp_path: Path
@@ -111,6 +116,7 @@ async def test_a_prompt_that_is_too_long_for_this_machine_leaves(
     reply.assert_served("cloud:first", "too-long-for-here")
 
 
+@pytest.mark.slow
 @streamed_and_not
 @pytest.mark.parametrize("priority", list(Priority))
 async def test_one_that_would_be_refused_for_its_wait_leaves(
@@ -184,6 +190,7 @@ async def _ask_home(office: Office, **fields: Any) -> httpx.Response:
     return await office.gateway.http.post("/v1/chat/completions", json=body, headers=headers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", [RoutePolicy.LOCAL_ONLY, RoutePolicy.ANY], ids=["key", "header"])
 @pytest.mark.parametrize(
     ("staying", "status"),

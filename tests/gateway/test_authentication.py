@@ -83,6 +83,7 @@ async def test_basic_is_good_for_get_only(tmp_path: Path) -> None:
         assert engine.submits.empty()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "authorization",
     ["Basic", "Basic !", "Basic /w==", "Basic YQ==", "Bearer", "vg-x", "Digest a=b"],
@@ -234,6 +235,7 @@ async def test_max_parallel_counts_streams_until_their_end(tmp_path: Path) -> No
         assert (await models(gateway, x_api_key=secret)).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "asked", "expected"),
     [
@@ -278,6 +280,7 @@ async def test_a_tenant_is_the_salt_of_all_that_is_computed_for_it(tmp_path: Pat
             assert refill.priority == BACKGROUND
 
 
+@pytest.mark.slow
 async def test_the_date_of_a_conversation_is_pinned_per_tenant(tmp_path: Path) -> None:
     """One tenant cannot find out on which day another began the same conversation."""
     async with keyed_gateway(tmp_path, tenant="lab") as (gateway, engine, secret):

@@ -216,6 +216,7 @@ async def test_a_client_that_leaves_closes_the_upstream(cloud: Served, is_stream
     assert left.model == "endless"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_a_client_that_leaves_before_anything_came_closes_it_too(
     cloud: Served, is_streamed: bool
@@ -258,6 +259,7 @@ async def test_a_request_may_keep_itself_at_home(cloud: Served, route: str) -> N
     assert len(server.exchanges) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [RoutePolicy.LOCAL_ONLY, RoutePolicy.PREFER_LOCAL])
 @pytest.mark.parametrize("asked", [None, "any"])
 async def test_a_key_that_keeps_to_this_machine_gets_a_403(
@@ -321,6 +323,7 @@ async def test_a_provider_that_has_not_passed_its_check_is_not_used(tmp_path: Pa
         assert all(exchange.headers["authorization"].endswith(KEY) for exchange in server.exchanges)
 
 
+@pytest.mark.slow
 async def test_nobody_listens(tmp_path: Path) -> None:
     with socket.socket() as deaf:
         # Taken, and not listened on: connections are refused.

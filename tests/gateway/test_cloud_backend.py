@@ -83,6 +83,7 @@ async def test_who_leaves_has_spent_what_came(tmp_path: Path) -> None:
     assert spent.usage.completion_tokens >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("play", ["cut-late", "stall-late", "error-in-200-late"])
 async def test_an_answer_that_breaks_off_was_paid_for_as_well(play: str, tmp_path: Path) -> None:
     async with asked(tmp_path, play) as asking:
@@ -92,6 +93,7 @@ async def test_an_answer_that_breaks_off_was_paid_for_as_well(play: str, tmp_pat
     assert spent.usage.completion_tokens == len("".join(ANSWER[:2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("play", ["500", "no-response", "html-in-200", "cut-before-headers"])
 async def test_what_was_never_begun_costs_nothing(play: str, tmp_path: Path) -> None:
     async with asked(tmp_path, play) as asking:
@@ -100,6 +102,7 @@ async def test_what_was_never_begun_costs_nothing(play: str, tmp_path: Path) -> 
     assert asking.spent == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("play", ["no-response", "headers-then-silence", "comment-flood"])
 async def test_the_budget_bounds_the_wait_for_the_first_delta(play: str, tmp_path: Path) -> None:
     """Though each single wait might be longer, and bytes keep coming."""
@@ -109,6 +112,7 @@ async def test_the_budget_bounds_the_wait_for_the_first_delta(play: str, tmp_pat
     assert raised.value.fault is Fault.SILENT
 
 
+@pytest.mark.slow
 async def test_the_budget_does_not_bound_what_comes_after_it(tmp_path: Path) -> None:
     async with asked(tmp_path, "slow-drip-late", idle_s=1.5) as asking:
         stream = asking.stream(budget_s=0.5)

@@ -153,6 +153,7 @@ def _table(found: Mapping[Case, str]) -> Iterator[str]:
         yield f"    {', '.join(plays)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}")
 async def test_the_client_gets_a_correct_answer_or_one_clear_error(
     case: Case, outcomes: Mapping[Case, str]

@@ -86,6 +86,7 @@ async def test_only_the_attempt_that_answered_costs_something(tmp_path: Path) ->
     assert (row["provider"], row["model"], row["attempt"]) == ("good", "m", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("play", ["cut", "500", "400"])
 async def test_what_failed_before_anything_came_is_given_back(play: str, tmp_path: Path) -> None:
     async with served(tmp_path, names=("first",)) as (gateway, _):
@@ -118,6 +119,7 @@ async def test_a_client_that_leaves_pays_for_what_came(tmp_path: Path) -> None:
     assert row["cost_micro_usd"] == cost(row["uncached_tokens"], row["output_tokens"])
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_early_pays_for_its_prompt(tmp_path: Path) -> None:
     async with served(tmp_path) as (gateway, server):
         body = chat_body(model="first/no-response")

@@ -76,6 +76,7 @@ async def test_a_model_whose_key_was_refused_is_tried_again(tmp_path: Path) -> N
             assert len(server.of("401")) == 2
 
 
+@pytest.mark.slow
 async def test_an_answer_that_has_begun_goes_on(tmp_path: Path) -> None:
     async with fault_provider() as server:
         provider = played_by(server, tmp_path, "first", PLAYS)

@@ -44,6 +44,7 @@ async def ask(gateway: Gateway, **headers: str) -> Any:
     return await gateway.http.post("/v1/chat/completions", json=body, headers=headers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", [RoutePolicy.PREFER_LOCAL, RoutePolicy.ANY])
 async def test_while_the_engine_loads_a_provider_answers(
     route: RoutePolicy, tmp_path: Path
@@ -74,6 +75,7 @@ async def test_while_it_is_down_too_and_no_longer_when_it_is_back(tmp_path: Path
         assert len(server.exchanges) == asked
 
 
+@pytest.mark.slow
 async def test_in_safe_mode_a_provider_answers_and_who_stays_here_is_told_why(
     tmp_path: Path,
 ) -> None:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.anyio
 # Coming back.
 
 
+@pytest.mark.slow
 @streamed_and_not
 @pytest.mark.parametrize("play", ["500", "401", "400", "context-length", "cut", "no-response"])
 async def test_where_the_provider_fails_it_is_answered_here(
@@ -39,6 +40,7 @@ async def test_where_the_provider_fails_it_is_answered_here(
     assert (row["route"], row["cost_micro_usd"], row["finish"]) == ("local", 0, "stop")
 
 
+@pytest.mark.slow
 @streamed_and_not
 async def test_so_is_one_that_had_waited_here(stream: bool, tmp_path: Path) -> None:
     async with busy_office(tmp_path, "500") as office:
@@ -56,6 +58,7 @@ async def test_so_is_one_that_had_waited_here(stream: bool, tmp_path: Path) -> N
     assert (row["output_tokens"], row["finish"]) == (reply.usage["completion_tokens"], "stop")
 
 
+@pytest.mark.slow
 async def test_whoever_was_let_in_is_not_refused_when_it_comes_back(tmp_path: Path) -> None:
     async with busy_office(tmp_path, "500") as office:
         asking = asyncio.create_task(ask(office.gateway, stream=True))
@@ -69,6 +72,7 @@ async def test_whoever_was_let_in_is_not_refused_when_it_comes_back(tmp_path: Pa
     reply.assert_served("local", "waits")
 
 
+@pytest.mark.slow
 @streamed_and_not
 async def test_an_exhausted_budget_brings_it_back(stream: bool, tmp_path: Path) -> None:
     async with busy_office(tmp_path, route=RoutePolicy.ANY, budget_usd=0.0) as office:
@@ -80,6 +84,7 @@ async def test_an_exhausted_budget_brings_it_back(stream: bool, tmp_path: Path) 
         assert office.server.exchanges == []
 
 
+@pytest.mark.slow
 async def test_where_nobody_can_answer_the_client_is_told_what_is_wrong_here(
     tmp_path: Path,
 ) -> None:
@@ -94,6 +99,7 @@ async def test_where_nobody_can_answer_the_client_is_told_what_is_wrong_here(
         await office.settled()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("play", "is_alive"), [("correct", True), ("500", False)])
 async def test_heartbeats_do_not_hide_a_hung_engine_from_one_that_came_back(
     play: str, is_alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,6 +139,7 @@ async def test_a_client_that_leaves_while_it_waits_is_forgotten(tmp_path: Path) 
         assert office.server.exchanges == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", [RoutePolicy.PREFER_LOCAL, RoutePolicy.ANY])
 async def test_a_client_that_leaves_closes_the_providers_stream_and_pays_for_what_it_got(
     route: RoutePolicy, tmp_path: Path
@@ -155,6 +162,7 @@ async def test_a_client_that_leaves_closes_the_providers_stream_and_pays_for_wha
     assert (row["route"], row["reason"], row["finish"]) == ("cloud", "saturated", "client_gone")
 
 
+@pytest.mark.slow
 async def test_one_that_leaves_after_its_request_came_back_is_counted_too(tmp_path: Path) -> None:
     async with busy_office(tmp_path, "500") as office:
         async with chat_stream(office.gateway) as events:

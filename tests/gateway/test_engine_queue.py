@@ -209,6 +209,7 @@ async def test_a_drain_first_serves_those_that_wait(requests: Requests) -> None:
     await stopping
 
 
+@pytest.mark.slow
 async def test_a_drain_that_takes_too_long_fails_those_that_wait(requests: Requests) -> None:
     asked = [(await requests.ask())[0] for _ in range(PLACES + 1)]
     await requests.client.stop(drain_s=0.0)

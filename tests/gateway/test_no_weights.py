@@ -36,6 +36,7 @@ async def test_it_lives_is_not_ready_and_says_how_to_get_the_model(tmp_path: Pat
         assert lan.calls == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [1, 2 * CONTEXT_TOKENS], ids=["short", "longer than the context"])
 async def test_who_asks_is_told_the_same(tmp_path: Path, words: int) -> None:
     """Nothing is refused for what only the stand-in's vocabulary says of it."""

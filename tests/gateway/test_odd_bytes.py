@@ -79,12 +79,14 @@ async def assert_harmless(gateway: Gateway, sent: bytes) -> None:
         assert int(reply.split(b" ", 2)[1]) < 500, reply
 
 
+@pytest.mark.slow
 @bounded
 @given(sent=st.binary(max_size=400))
 async def test_bytes_that_are_no_request(impatient: Gateway, sent: bytes) -> None:
     await assert_harmless(impatient, sent)
 
 
+@pytest.mark.slow
 @bounded
 @given(method=st.sampled_from(METHODS), path=a_path, headers=headers, body=visible)
 async def test_requests_with_odd_paths_and_headers(
@@ -96,6 +98,7 @@ async def test_requests_with_odd_paths_and_headers(
     )
 
 
+@pytest.mark.slow
 @bounded
 @given(content=st.one_of(visible, some_json.map(lambda value: json.dumps(value).encode())))
 async def test_odd_bodies(impatient: Gateway, content: bytes) -> None:

@@ -41,6 +41,7 @@ async def test_a_good_provider_is_asked_for_a_few_tokens(tmp_path: Path) -> None
     assert exchange.body["max_tokens"] == TINY_TOKENS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("play", "problem", "is_final"),
     [

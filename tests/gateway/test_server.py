@@ -106,6 +106,7 @@ def test_a_signal_lets_the_running_answer_finish_and_exits_0(tmp_path: Path, nam
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_an_answer_that_does_not_end_is_cut_at_the_limit(tmp_path: Path) -> None:
     with server_process(tmp_path, drain_s=0.2) as (process, url):
@@ -118,6 +119,7 @@ def test_an_answer_that_does_not_end_is_cut_at_the_limit(tmp_path: Path) -> None
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_killed_engine_is_replaced_and_the_port_stays_open(tmp_path: Path) -> None:
     with server_process(tmp_path) as (process, url):

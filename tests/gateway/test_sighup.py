@@ -65,6 +65,7 @@ def write_config(folder: Path, **server: str) -> None:
     (folder / "config.toml").write_text(f"[server]\n{lines}{paths}")
 
 
+@pytest.mark.slow
 def test_certificate_and_settings_are_read_again_or_the_old_ones_stay(tmp_path: Path) -> None:
     old, new = trustme.CA(), trustme.CA()
     write_certificate(old, tmp_path)
@@ -95,6 +96,7 @@ def test_certificate_and_settings_are_read_again_or_the_old_ones_stay(tmp_path: 
         assert server.process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_key_that_others_may_read_keeps_the_server_from_starting(tmp_path: Path) -> None:
     files = write_certificate(trustme.CA(), tmp_path)
     files.key.chmod(0o644)

@@ -248,6 +248,7 @@ async def test_errors_before_the_first_byte_have_a_status(mortal: Served) -> Non
     assert response.status_code == 503
 
 
+@pytest.mark.slow
 async def test_a_reader_that_stops_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,6 +184,7 @@ async def test_a_client_library_sees_over_tls_that_the_stream_was_cut(secured: S
             await events.next()
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_reader_that_stops_is_cut_off_over_tls_and_sees_no_end(
     secured: Served, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch

@@ -33,6 +33,7 @@ def alone_s(max_rows: int, prompt_tokens: int) -> float:
     return modest_ttft_s(office, prompt_tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_rows", [2, 4, 16])
 @pytest.mark.parametrize("greedy_tokens", [60, 1_500, 6_000])
 @pytest.mark.parametrize("prompt_tokens", [2, 300, 2_100, 12_000])
@@ -60,6 +61,7 @@ def test_of_deep_contexts_too() -> None:
     assert modest_ttft_s(office, 2_100) <= 2 * alone_s(4, 2_100) + office.longest_step_s
 
 
+@pytest.mark.slow
 def test_a_neighbours_prompts_are_computed_all_the_same() -> None:
     """The head start is bounded: a key with several rows is not starved by one that asks for one
     long prompt after the other."""

@@ -88,6 +88,7 @@ def test_days_end_with_the_last_of_them(verger: Verger) -> None:
     assert (end.hour, end.minute, days) == (0, 0, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -102,6 +102,7 @@ def working_set_bytes(shares_system: bool) -> float:
     return tokens * GPT_OSS_20B.token_bytes + AGENTS * GPT_OSS_20B.window_bytes(TASK_TOKENS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "least"), [(0.5, 0.37), (0.75, 0.65), (1 / 1.15, 0.8)])
 @pytest.mark.parametrize("shares_system", [False, True])
 def test_agents_in_turn_find_most_of_what_fits(
@@ -140,6 +141,7 @@ def test_least_recently_used_would_find_nothing() -> None:
     assert lru_hit_ratio(1 / 1.15) < 0.02
 
 
+@pytest.mark.slow
 def test_the_shared_system_prompt_goes_last() -> None:
     office = Office(working_set_bytes(True) * 0.2, shares_system=True)
     office.run()

@@ -175,6 +175,7 @@ class DiskPlay(Play):
         self.cache.files.over(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_seed", range(1000, 1100, 20))
 def test_what_is_on_disk_is_found_and_restored_exactly(first_seed: int) -> None:
     reads = found = 0

@@ -198,6 +198,7 @@ class Play:
         self.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_seed", range(0, 320, 20))
 def test_every_hit_restores_exactly_the_prompts_ids(first_seed: int) -> None:
     """Also: no checkpoint is lost but by eviction, bytes are exact, and all can be evicted."""

@@ -63,6 +63,7 @@ def test_a_loop_under_pressure_keeps_no_more_than_the_share(engine: LoopEngine) 
     assert scheduler.kv.cache.evictions > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_after_any_pressure_everything_is_as_it_was(seed: int) -> None:
     """No answer is lost or cut, no limit moves, and the cache is as good as before."""

@@ -144,6 +144,7 @@ def test_the_machines_are_as_measured() -> None:
         assert 2048 / whole_s == pytest.approx(machine.prefill_tokens_s)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlaps", [False, True])
 @pytest.mark.parametrize("prompt_tokens", [8192, 20_000])
 @pytest.mark.parametrize(

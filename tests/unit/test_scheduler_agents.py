@@ -19,6 +19,7 @@ def working_set() -> int:
     return office.positions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "most"), [(0.5, 1.7), (0.75, 1.7), (1 / 1.15, 1.5)])
 def test_without_a_disk_some_are_finished_before_others_go_on(share: float, most: float) -> None:
     office = Office(AGENTS, STEPS, int(working_set() * share)).play()
@@ -26,6 +27,7 @@ def test_without_a_disk_some_are_finished_before_others_go_on(share: float, most
     assert office.engine.scheduler.cache_stats().evictions > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 0.75])
 def test_with_a_disk_hardly_anything_is_computed_twice(share: float) -> None:
     office = Office(AGENTS, STEPS, int(working_set() * share), has_disk=True).play()

@@ -2,6 +2,8 @@
 
 from random import Random
 
+import pytest
+
 from tests.schedulers import Engine, make_scheduler, opened
 from verger.engine.kv_budget import MAX_READS, Opened, Shortage
 from verger.engine.prefix_cache import Kind
@@ -152,6 +154,7 @@ def test_who_leaves_while_his_prefix_is_read_leaves_the_disk_to_the_next() -> No
     assert engine.finished(3).cached_tokens == 1_999
 
 
+@pytest.mark.slow
 def test_rows_that_must_grow_come_before_what_is_being_read() -> None:
     engine = restarted(saved_engine())
     engine.submit(Submit(9, text(300, seed=9), 2_000, [1]))

@@ -130,6 +130,7 @@ def test_a_preempted_row_finds_what_it_had_computed() -> None:
     assert engine.scheduler.prefill_tokens <= 10_000 + 3
 
 
+@pytest.mark.slow
 def test_a_lone_row_grows_up_to_all_the_memory() -> None:
     """Its old and its new place do not fit together: it is preempted and comes back larger."""
     engine = make_engine(8 * 1024)
@@ -170,6 +171,7 @@ def wait_for_row(engine: Engine, request_id: int, step_s: float = 1.0) -> float:
     return engine.now_s - start_s
 
 
+@pytest.mark.slow
 def test_whoever_costs_others_their_prefix_saves_for_it_while_nobody_computes() -> None:
     """Losing 5,000 tokens takes five seconds of computing again, of which it pays for one."""
     engine = make_engine(12_000)
@@ -192,6 +194,7 @@ def test_while_others_compute_it_saves_a_share_of_the_time() -> None:
     assert 4.0 / SHARE <= wait_s <= 6.0 / SHARE
 
 
+@pytest.mark.slow
 def test_who_computes_much_waits_for_room_in_which_others_can_grow_as_well() -> None:
     """It would soon be lost again; a short one has little to lose."""
     engine = make_engine(12_000)

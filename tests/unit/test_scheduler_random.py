@@ -206,6 +206,7 @@ def check(request: Request) -> None:
             pytest.fail("a request without an end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 def test_every_request_ends_once_and_with_its_own_tokens(seed: int) -> None:
     play = Play(seed)

@@ -17,6 +17,7 @@ def python(program: str) -> tuple[str, ...]:
     return (sys.executable, "-c", program)
 
 
+@pytest.mark.slow
 def test_a_command_ends_somehow_whatever_it_is() -> None:
     assert run_command(python("print(1)")) == Done(0, "1\n", "")
     assert run_command(python("exit('no')")).reason == "no"

@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -150,6 +151,7 @@ class Play:
             self.check()
 
 
+@pytest.mark.slow
 @given(st.integers(1, 6), operations, st.integers(0, 7))
 def test_shares_hold_no_row_idles_no_counter_goes_back_and_all_are_served(
     max_rows: int, played: list[Operation], pick: int
@@ -166,6 +168,7 @@ def test_shares_hold_no_row_idles_no_counter_goes_back_and_all_are_served(
     assert not any(account.is_active for account in accounts)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 6), st.lists(st.integers(0, 1_000), min_size=30, max_size=120))
 def test_a_flood_of_interactive_requests_does_not_starve_a_batch_request(
     max_rows: int, ends: list[int]
