@@ -225,7 +225,9 @@ def test_the_old_version_gets_its_database_back(fake: FakeMac) -> None:
 
 def test_wherever_an_upgrade_fails_the_old_version_runs(fake: FakeMac) -> None:
     install(fake)
-    (fake.layout.home / "verger.db").write_bytes(b"old")
+    database = fake.layout.home / "verger.db"
+    database.write_bytes(b"old")
+    database.with_name("verger.db.before-upgrade").write_bytes(b"of an upgrade that was killed")
     steps = plan(fake, source("2"))
     assert failure(fake, steps, None) is None
     calls, failures = len(fake.calls), 0
@@ -238,6 +240,7 @@ def test_wherever_an_upgrade_fails_the_old_version_runs(fake: FakeMac) -> None:
             assert fake.is_loaded
             assert fake.layout.current.readlink() == Path("env/0.1.0-1")
             assert not fake.layout.environment("0.1.0-2").exists()
+            assert database.read_bytes() == b"old"
         else:
             fake.executor.carry_out(plan(fake, source("1")))
             fake.executor.carry_out([Remove(path=fake.layout.environment("0.1.0-2"))])

@@ -253,16 +253,23 @@ def _database_copy(layout: Layout, facts: Facts) -> Iterator[Step]:
     if file not in facts.present:
         return
     copy = _copy_of(file)
-    yield WriteFile(path=copy, content=b"", mode=0o600, owner=STATE_OWNER)
+    partial = copy.with_name(f"{copy.name}.partial")
+    yield Remove(path=copy)
+    yield WriteFile(path=partial, content=b"", mode=0o600, owner=STATE_OWNER)
     yield Run(
         what=f"copy {file}",
-        argv=("/usr/bin/sudo", "-u", USER, SQLITE, str(file), f".backup '{copy}'"),
+        argv=("/usr/bin/sudo", "-u", USER, SQLITE, str(file), f".backup '{partial}'"),
+        timeout_s=COPY_TIMEOUT_S,
+    )
+    # A step that fails is undone too: what is put back has this name only once it is whole.
+    yield Run(
+        what=f"keep {copy}",
+        argv=("/bin/mv", str(partial), str(copy)),
         undo=(
+            Run(what=f"put {file} back", argv=("/bin/mv", str(copy), str(file))),
             Remove(path=file.with_name(f"{file.name}-wal")),
             Remove(path=file.with_name(f"{file.name}-shm")),
-            Run(what=f"put {file} back", argv=("/bin/mv", str(copy), str(file))),
         ),
-        timeout_s=COPY_TIMEOUT_S,
     )
 
 
