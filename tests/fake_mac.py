@@ -32,6 +32,8 @@ class FakeMac:
     is_enabled: bool = True
     dead: set[str] = field(default_factory=set)
     """Environments that never answer."""
+    outdated: set[str] = field(default_factory=set)
+    """Environments of versions that do not know the database any more."""
     has_model: bool = True
     lingering: int = 0
     """How often print still finds a job after bootout."""
@@ -186,8 +188,18 @@ class FakeMac:
             return Done(0, '{"schema_version": 1}')
         if command[:2] == ["keys", "add"]:
             return Done(0, "vg-1f0c9a3e-secret\n")
+        if command[:2] == ["keys", "list"]:
+            return self._keys_list(arguments)
         assert command[:2] == ["keys", "revoke"], command
         return Done(0)
+
+    def _keys_list(self, arguments: list[str]) -> Done:
+        (home,) = [text[12:] for text in arguments if text.startswith("VERGER_HOME=")]
+        assert (Path(home) / "verger.db").exists()
+        python = Path(arguments[arguments.index("verger.cli.main") - 3])
+        if python.parents[1].name in self.outdated:
+            return Done(3, err="verger: a newer Verger has written the state database")
+        return Done(0, '{"schema_version": 1}')
 
     def _python(self, python: Path, arguments: list[str]) -> Done:
         assert python.exists(), python

@@ -20,7 +20,7 @@ from verger.errors import InstallError, NotAMac, ServiceDrift
 from verger.macos.launchd import probe, start_steps, stop_steps
 from verger.macos.layout import USER
 from verger.macos.plist_rules import problems
-from verger.macos.service_plan import FIRST_KEY, install_steps, uninstall_steps
+from verger.macos.service_plan import FIRST_KEY, back_steps, install_steps, uninstall_steps
 from verger.macos.steps import Step, transcript
 from verger.macos.survey import Facts
 
@@ -50,10 +50,20 @@ def install(
 
 
 def upgrade(
-    dry_run: DryRun = False, source: FromSource = None, replace_plist: ReplacePlist = False
+    dry_run: DryRun = False,
+    source: FromSource = None,
+    replace_plist: ReplacePlist = False,
+    back: Annotated[
+        bool, typer.Option("--back", help="To the version before; once more: forward again.")
+    ] = False,
 ) -> None:
     """Bring the installed service to this version; back to the old one if it does not answer."""
+    if back and source is not None:
+        raise typer.BadParameter("--back goes to the version that was kept", param_hint="--source")
     with changing("upgrade", is_dry=dry_run) as (mac, facts):
+        if back:
+            _go_back(mac, facts, dry_run, is_replaced=replace_plist)
+            return
         if not dry_run and facts.record is None:
             raise InstallError("there is no service to upgrade: sudo verger service install")
         steps = plan_install(mac, facts, source, "upgrade", is_replaced=replace_plist)
@@ -114,6 +124,8 @@ class Status(Struct, frozen=True, kw_only=True):
     is_installed: bool
     version: str | None
     environment: str | None
+    previous: str | None
+    """The environment that `verger upgrade --back` goes to."""
     is_loaded: bool
     is_alive: bool
     is_ready: bool
@@ -167,13 +179,28 @@ def plan_install(
     mac: Mac, facts: Facts, source: Path | None, command: str, *, is_replaced: bool = False
 ) -> list[Step]:
     """Raises ServiceDrift for a plist that somebody edited; `command` then replaces it."""
+    _require_unedited(mac, facts, command, is_replaced=is_replaced)
+    return install_steps(mac.layout, facts, mac.wanted(source))
+
+
+def _go_back(mac: Mac, facts: Facts, is_dry: bool, *, is_replaced: bool) -> None:
+    _require_whole(facts, is_dry)
+    steps = back_steps(mac.layout, facts, mac.url())
+    _require_unedited(mac, facts, "upgrade --back", is_replaced=is_replaced)
+    assert facts.before is not None
+    record = facts.before.record
+    print(f"# back to version {record.version} ({record.environment}), from {facts.current}")
+    forward = "`verger upgrade --back` once more goes forward again."
+    _carry_out(mac, steps, is_dry, f"{_how_it_runs(mac, facts)} {forward}")
+
+
+def _require_unedited(mac: Mac, facts: Facts, command: str, *, is_replaced: bool) -> None:
     if facts.is_edited and not is_replaced:
         raise ServiceDrift(
             f"{mac.layout.plist} is not what Verger has written: somebody edited it, or an "
             f"installation was cut off; look at it, then: sudo {sys.argv[0]} {command} "
             "--replace-plist"
         )
-    return install_steps(mac.layout, facts, mac.wanted(source))
 
 
 def _start(mac: Mac, facts: Facts) -> list[Step]:
@@ -251,6 +278,7 @@ def _status(mac: Mac, facts: Facts) -> Status:
         is_installed=facts.record is not None and not facts.missing,
         version=facts.record.version if facts.record else None,
         environment=facts.current,
+        previous=facts.before.record.environment if facts.before else None,
         is_loaded=facts.is_loaded,
         is_alive=mac.run(probe(f"{url}/livez")).status == 0,
         is_ready=mac.run(probe(f"{url}/readyz")).status == 0,
@@ -277,4 +305,6 @@ def _print_status(status: Status, pull_command: str) -> None:
     if status.is_loaded and status.is_ready:
         state = "ready"
     print(f"service      {state}\nversion      {status.version} ({status.environment})")
+    if status.previous is not None:
+        print(f"before it    {status.previous}; verger upgrade --back goes there")
     print(f"address      {status.url}\nstate folder {status.home}")

@@ -4,6 +4,7 @@
 /Library/Application Support/Verger/              nothing that runs can write   root
   service.json                                    what was installed
   env/VERSION/  current → env/VERSION             one virtual environment per version
+  previous → env/VERSION                          the one before, to go back to
   python/NAME/                                    the interpreter, if its own was in a home
   home/                                           VERGER_HOME                   _verger
 /var/run/com.verger.server.lock                   held by who changes all that  root
@@ -57,6 +58,11 @@ class Layout:
     def current(self) -> Path:
         """A link to the environment that runs; to move it is to upgrade or to go back."""
         return self.folder / "current"
+
+    @property
+    def previous(self) -> Path:
+        """A link to the environment that ran before; an upgrade leaves it."""
+        return self.folder / "previous"
 
     @property
     def interpreters(self) -> Path:

@@ -2,14 +2,15 @@
 
 Called by the CLI, which has them carried out or printed. Pure: what is right already is no step, so
 a second install has none. The old version runs until the new one is complete and has read the
-configuration; then the job is stopped, the link moves, and it has to answer.
+configuration; then the job is stopped, the link moves, and it has to answer. So it is on the way
+back, to the version before.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from verger.errors import PlistError
+from verger.errors import InstallError, PlistError
 from verger.macos.account import account_removal, account_steps
 from verger.macos.executor import CHOWN
 from verger.macos.launchd import start_steps, stop_steps
@@ -68,19 +69,28 @@ def install_steps(layout: Layout, facts: Facts, wanted: Wanted) -> list[Step]:
         *_environment_steps(layout, facts, wanted),
         *_state_steps(layout, facts, wanted),
     ]
-    switched = _switch_steps(layout, facts, wanted, plist)
-    start = start_steps(layout, wanted.url, has_model=facts.has_model)
-    if not facts.is_loaded:
-        return [*prepared, *switched, *start]
-    if not (prepared or switched):
+    name = wanted.source.environment
+    record = Record(version=wanted.source.version, environment=name, plist_sha256=digest_of(plist))
+    changes = [*prepared, *_switch_steps(layout, facts, record, plist)]
+    if facts.is_loaded and not changes:
         return []
+    switched = _switched(layout, facts, record, plist, wanted.url)
+    return [*prepared, *switched, *_old_environments(layout, facts, name)]
+
+
+def back_steps(layout: Layout, facts: Facts, url: str) -> list[Step]:
+    """From the version that runs to the one before, if that one can read what is there now.
+
+    Raises InstallError where none was kept.
+    """
+    if facts.before is None:
+        raise InstallError("there is no version to go back to: an upgrade keeps the one before it")
+    record, plist = facts.before.record, facts.before.plist
+    environment = layout.environment(record.environment)
     return [
-        *prepared,
-        *stop_steps(layout),
-        *_database_copy(layout, facts),
-        *switched,
-        *start,
-        *_leftovers(layout, facts, wanted),
+        _reading_of_config(layout, environment),
+        *_reading_of_database(layout, facts, environment),
+        *_switched(layout, facts, record, plist, url),
     ]
 
 
@@ -89,9 +99,10 @@ def uninstall_steps(layout: Layout, facts: Facts, *, is_purge: bool) -> list[Ste
 
     What stays belongs to root: the account's id may one day be somebody else's.
     """
-    removed = (layout.plist, layout.current, layout.environments, layout.interpreters)
+    links, folders = (layout.current, layout.previous), (layout.environments, layout.interpreters)
+    removed = (layout.plist, *links, *folders, layout.record)
     steps = stop_steps(layout) if facts.is_loaded else []
-    steps += [Remove(path=path) for path in (*removed, layout.record) if path in facts.present]
+    steps += [Remove(path=path) for path in removed if path in facts.present]
     if is_purge:
         steps += [Remove(path=layout.folder)] if layout.folder in facts.present else []
     elif layout.home in facts.present:
@@ -216,8 +227,7 @@ def _state_steps(layout: Layout, facts: Facts, wanted: Wanted) -> Iterator[Step]
         file = layout.home / "config.toml"
         yield WriteFile(path=file, content=CONFIG, mode=0o640, owner=STATE_OWNER)
     if facts.current != wanted.source.environment:
-        argv = as_service(layout, environment, "config", "--json")
-        yield Run(what="have it read the configuration", argv=argv, expect="schema_version")
+        yield _reading_of_config(layout, environment)
     if not facts.has_keys:
         yield Run(
             what=f"make the first key, {FIRST_KEY}",
@@ -233,18 +243,70 @@ def _state_steps(layout: Layout, facts: Facts, wanted: Wanted) -> Iterator[Step]
         )
 
 
-def _switch_steps(layout: Layout, facts: Facts, wanted: Wanted, plist: bytes) -> list[Step]:
-    name = wanted.source.environment
-    record = Record(version=wanted.source.version, environment=name, plist_sha256=digest_of(plist))
+def _reading_of_config(layout: Layout, environment: Path) -> Run:
+    argv = as_service(layout, environment, "config", "--json")
+    return Run(what="have it read the configuration", argv=argv, expect="schema_version")
+
+
+def _reading_of_database(layout: Layout, facts: Facts, environment: Path) -> Iterator[Step]:
+    """An older version refuses what a newer one has changed: asked of a copy, while that one runs.
+
+    A copy from before the upgrade is no way out: keys that were revoked since would be let in.
+    """
+    file, trial = layout.home / "verger.db", layout.home / ".going-back"
+    if file not in facts.present:
+        return
+    yield MakeFolder(path=trial, mode=0o700, owner=STATE_OWNER)
+    yield _copying(file, trial / file.name)
+    variables = {"VERGER_HOME": str(trial)}
+    yield Run(
+        what=f"have {environment.name} read a copy of the database",
+        argv=as_service(layout, environment, "keys", "list", "--json", more_variables=variables),
+        expect="schema_version",
+        advice="what runs now has changed it; to go back stop the service, `verger restore` a "
+        "backup from before the upgrade, then try again",
+    )
+    yield Remove(path=trial)
+
+
+def _switched(
+    layout: Layout, facts: Facts, record: Record, plist: bytes, url: str
+) -> Iterator[Step]:
+    """What runs is stopped, and the other one started in its place."""
+    is_other = record.environment != facts.current
+    if facts.is_loaded:
+        yield from stop_steps(layout)
+    if is_other:
+        yield from _database_copy(layout, facts)
+    yield from _switch_steps(layout, facts, record, plist)
+    yield from start_steps(layout, url, has_model=facts.has_model)
+    if is_other and (file := layout.home / "verger.db") in facts.present:
+        yield Remove(path=_copy_of(file))
+
+
+def _switch_steps(layout: Layout, facts: Facts, record: Record, plist: bytes) -> list[Step]:
     steps: list[Step] = []
-    if facts.current != name:
-        steps += [MoveLink(path=layout.current, target=f"env/{name}")]
+    if facts.current != record.environment:
+        steps += _kept_steps(layout, facts)
+        steps += [MoveLink(path=layout.current, target=f"env/{record.environment}")]
     if facts.plist != plist:
         steps += [WriteFile(path=layout.plist, content=plist, mode=0o644, owner=ROOT_OWNER)]
     if facts.record != record:
         content = encode_record(record)
         steps += [WriteFile(path=layout.record, content=content, mode=0o644, owner=ROOT_OWNER)]
     return steps
+
+
+def _kept_steps(layout: Layout, facts: Facts) -> Iterator[Step]:
+    """What runs now can be gone back to, with what launchd was told of it."""
+    name = facts.current
+    if name is None or facts.record is None or facts.plist is None:
+        return
+    files = {layout.record.name: encode_record(facts.record), layout.plist.name: facts.plist}
+    for file, content in files.items():
+        path = layout.environment(name) / file
+        yield WriteFile(path=path, content=content, mode=0o644, owner=ROOT_OWNER)
+    yield MoveLink(path=layout.previous, target=f"env/{name}")
 
 
 def _database_copy(layout: Layout, facts: Facts) -> Iterator[Step]:
@@ -256,11 +318,7 @@ def _database_copy(layout: Layout, facts: Facts) -> Iterator[Step]:
     partial = copy.with_name(f"{copy.name}.partial")
     yield Remove(path=copy)
     yield WriteFile(path=partial, content=b"", mode=0o600, owner=STATE_OWNER)
-    yield Run(
-        what=f"copy {file}",
-        argv=("/usr/bin/sudo", "-u", USER, SQLITE, str(file), f".backup '{partial}'"),
-        timeout_s=COPY_TIMEOUT_S,
-    )
+    yield _copying(file, partial)
     # A step that fails is undone too: what is put back has this name only once it is whole.
     yield Run(
         what=f"keep {copy}",
@@ -273,13 +331,18 @@ def _database_copy(layout: Layout, facts: Facts) -> Iterator[Step]:
     )
 
 
-def _leftovers(layout: Layout, facts: Facts, wanted: Wanted) -> Iterator[Step]:
-    """The copy, and all environments but the new one and the one before, kept to go back to."""
-    if (file := layout.home / "verger.db") in facts.present:
-        yield Remove(path=_copy_of(file))
-    kept = {wanted.source.environment, facts.current}
-    for name in sorted(set(facts.environments) - kept):
-        yield Remove(path=layout.environment(name))
+def _copying(file: Path, copy: Path) -> Run:
+    """A database, also while somebody writes it."""
+    argv = ("/usr/bin/sudo", "-u", USER, SQLITE, str(file), f".backup '{copy}'")
+    return Run(what=f"copy {file}", argv=argv, timeout_s=COPY_TIMEOUT_S)
+
+
+def _old_environments(layout: Layout, facts: Facts, name: str) -> Iterator[Step]:
+    """All but the one that runs now and the one to go back to."""
+    before = facts.before.record.environment if facts.before else None
+    kept = {name, facts.current if facts.current != name else before}
+    for old in sorted(set(facts.environments) - kept):
+        yield Remove(path=layout.environment(old))
 
 
 def _copy_of(file: Path) -> Path:

@@ -75,6 +75,8 @@ class Run:
     check: tuple[str, ...] = ()
     expect: str = ""
     """Must be in what `check` prints, or without one in what the command prints."""
+    advice: str = ""
+    """What a person can do about it if it fails."""
     undo: "tuple[Step, ...]" = ()
     timeout_s: float = COMMAND_TIMEOUT_S
     is_shown: bool = False

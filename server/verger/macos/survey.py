@@ -28,6 +28,14 @@ class FolderFacts:
     owner: str
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """The version that ran before: its record, and what launchd was told of it."""
+
+    record: Record
+    plist: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """A Mac as far as the service is concerned; as it stands here, one that never had it."""
@@ -42,6 +50,8 @@ class Facts:
     """The environment that the link names."""
     environments: Mapping[str, bool] = field(default_factory=dict)
     """Whether each is complete."""
+    before: Before | None = None
+    """What there is to go back to."""
     has_interpreter: bool = False
     has_config: bool = False
     has_keys: bool = False
@@ -84,6 +94,7 @@ def survey(
         plist=layout.plist.read_bytes() if layout.plist.exists() else None,
         current=layout.current.readlink().name if layout.current.is_symlink() else None,
         environments=_environments(layout),
+        before=_before(layout),
         has_interpreter=interpreter.exists(),
         has_config=(layout.home / "config.toml").exists(),
         has_keys=has_keys,
@@ -127,3 +138,12 @@ def _environments(layout: Layout) -> dict[str, bool]:
     if not layout.environments.is_dir():
         return {}
     return {path.name: (path / COMPLETE).exists() for path in layout.environments.iterdir()}
+
+
+def _before(layout: Layout) -> Before | None:
+    """None where no upgrade has left one, or it is not whole any more."""
+    folder = layout.previous.resolve()
+    record, plist = read_record(folder / layout.record.name), folder / layout.plist.name
+    if record is None or not plist.exists() or not (folder / COMPLETE).exists():
+        return None
+    return Before(record, plist.read_bytes())
