@@ -97,6 +97,7 @@ class FakeMac:
             "chown": self._chown,
             "stat": lambda a: Done(0, f"{self.owners.get(a[-1], 'root:wheel')}\n"),
             "cp": _copy,
+            "find": _find,
             "mv": self._move,
             "sudo": self._sudo,
         }
@@ -225,6 +226,14 @@ def _attribute(name: str, value: str) -> str:
 def _copy(arguments: list[str]) -> Done:
     shutil.copytree(arguments[1], arguments[2])
     return Done(0)
+
+
+def _find(arguments: list[str]) -> Done:
+    assert arguments[0] == "-P"
+    assert arguments[2:] == ["-type", "f", "-links", "+1", "-print"]
+    found = (path for path in Path(arguments[1]).rglob("*") if not path.is_symlink())
+    twice = [str(path) for path in found if path.is_file() and path.stat().st_nlink > 1]
+    return Done(0, "".join(f"{path}\n" for path in twice))
 
 
 def _content(path: Path) -> object:

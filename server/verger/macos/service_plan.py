@@ -26,7 +26,7 @@ PIP_TIMEOUT_S = 1800.0
 COPY_TIMEOUT_S = 300.0
 PULL_TIMEOUT_S = 24 * 3600.0
 """63 GB at 6 Mbit/s; the same command goes on from there."""
-SQLITE = "/usr/bin/sqlite3"
+SQLITE, FIND = "/usr/bin/sqlite3", "/usr/bin/find"
 FIRST_KEY = "admin"
 CONFIG = b"""\
 # Made by `verger service install`, which will not touch it again.
@@ -108,9 +108,8 @@ def uninstall_steps(layout: Layout, facts: Facts, *, is_purge: bool) -> list[Ste
     elif layout.home in facts.present:
         unkept = (path for path in facts.present if path.parent == layout.home)
         steps += [Remove(path=path) for path in sorted(unkept) if not _is_kept(path)]
-        if facts.folders.get(layout.home) != FolderFacts(0o700, ROOT_OWNER):
-            steps += [_owned_by(layout.home, ROOT_OWNER)]
-            steps += [MakeFolder(path=layout.home, mode=0o700, owner=ROOT_OWNER)]
+        if not _is_closed(layout, facts):
+            steps += [*_closed(layout), _owned_by(layout.home, ROOT_OWNER)]
     return [*steps, *account_removal(facts.account)]
 
 
@@ -153,12 +152,40 @@ def _state_folder_steps(layout: Layout, facts: Facts) -> Iterator[Step]:
     present = facts.folders.get(layout.home)
     if present is not None and present.owner == ROOT_OWNER:
         # An uninstall has left it.
+        yield from _closed(layout)
         yield _owned_by(layout.home, STATE_OWNER, undo=(_owned_by(layout.home, ROOT_OWNER),))
     modes = {layout.home: 0o750, layout.log: 0o750}
     modes |= {layout.home / "models": 0o755, layout.home / "secrets": 0o700}
     for path, mode in modes.items():
         if facts.folders.get(path) != FolderFacts(mode, STATE_OWNER):
             yield MakeFolder(path=path, mode=mode, owner=STATE_OWNER)
+
+
+def _closed(layout: Layout) -> Iterator[Step]:
+    """The state folder, so that giving all in it away gives away nothing else.
+
+    The service's account could have given a file of somebody else a second name in there, and to
+    chown either is to chown both. Nobody but root gets into the folder while it is looked through
+    and given away: only a process that outlived its service, with a folder in there still open that
+    all may write in, could add such a name in between.
+    """
+    yield MakeFolder(path=layout.home, mode=0o700, owner=ROOT_OWNER)
+    yield Run(
+        what=f"see that no file in {layout.home} has a second name",
+        argv=(FIND, "-P", str(layout.home), "-type", "f", "-links", "+1", "-print"),
+        is_silent=True,
+        advice="this file has another name, perhaps in somebody else's folder, and would change "
+        "hands there too: remove it, or replace it by a copy, then run the command again",
+        timeout_s=COPY_TIMEOUT_S,
+    )
+
+
+def _is_closed(layout: Layout, facts: Facts) -> bool:
+    """Whether an uninstall has been through with the state folder."""
+    home = layout.home
+    inner = (found for path, found in facts.folders.items() if path.parent == home)
+    is_roots = all(found.owner == ROOT_OWNER for found in inner)
+    return is_roots and facts.folders.get(home) == FolderFacts(0o700, ROOT_OWNER)
 
 
 def _owned_by(folder: Path, owner: str, undo: tuple[Step, ...] = ()) -> Run:

@@ -75,6 +75,8 @@ class Run:
     check: tuple[str, ...] = ()
     expect: str = ""
     """Must be in what `check` prints, or without one in what the command prints."""
+    is_silent: bool = False
+    """It fails if it prints anything: that is then what is wrong."""
     advice: str = ""
     """What a person can do about it if it fails."""
     undo: "tuple[Step, ...]" = ()
