@@ -261,8 +261,9 @@ def test_an_archive_has_a_bound_of_bytes(
         assert read_archive(made, tmp_path / "out") == ["instance_id"]
 
 
+@pytest.mark.parametrize("moved", range(6))
 def test_a_file_that_cannot_be_moved_brings_all_back(
-    verger: Verger, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verger: Verger, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
     file = str(tmp_path / "office.verger")
     verger("backup", file)
@@ -271,7 +272,7 @@ def test_a_file_that_cannot_be_moved_brings_all_back(
     replace, moves = os.replace, iter(range(99))
 
     def failing(source: Path, target: Path) -> None:
-        if next(moves) == 8:
+        if next(moves) == moved:
             raise PermissionError(13, "Permission denied")
         replace(source, target)
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.command_line import Verger
 from tests.fake_mac import FakeMac
+from tests.forks import forked
 from verger.cli import service_mac, setup
 from verger.errors import InstallError
 from verger.macos.lock import alone
@@ -65,14 +66,13 @@ def test_what_ended_with_an_error_holds_nothing(mac: FakeMac) -> None:
 def test_what_was_killed_holds_nothing(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            with alone(file, "setup"):
-                os.write(writing, b"1")
-                signal.pause()
-        finally:
-            os._exit(1)
+
+    def hold() -> None:
+        with alone(file, "setup"):
+            os.write(writing, b"1")
+            signal.pause()
+
+    child = forked(hold)
     try:
         os.read(reading, 1)
         told = f"verger setup, process {child}"

@@ -50,7 +50,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def write_archive(file: Path, sources: Mapping[str, Path]) -> None:
     """Name in the archive → the file to copy. 0600, whole or not at all. Raises OSError."""
-    entries = [Entry(name, path.stat().st_size, _digest(path)) for name, path in sources.items()]
+    entries = [Entry(name, path.stat().st_size, digest(path)) for name, path in sources.items()]
     manifest = Manifest(schema_version=SCHEMA_VERSION, version=__version__, files=entries)
     partial = file.with_name(f".{file.name}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -140,10 +140,11 @@ def _extract(archive: tarfile.TarFile, entry: Entry, target: Path) -> None:
             writing.write(chunk)
         writing.flush()
         os.fsync(writing.fileno())
-    if _digest(target) != entry.sha256:
+    if digest(target) != entry.sha256:
         raise BackupError(f"{entry.name} in the archive is damaged")
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -3,7 +3,8 @@
 Keys and ledger, configuration, secrets, TLS files and the id; not models, caches and logs. The
 archive begins with a manifest that names every file with its size and SHA-256. A backup may be made
 while the server runs: SQLite copies a consistent state. A restore needs it stopped, checks all of
-the archive first, and puts back what was there if a file cannot be moved.
+the archive first, and puts back what was there if a file cannot be moved; if it is killed, the next
+of the two commands does that first.
 """
 
 import sys
@@ -16,11 +17,11 @@ import typer
 
 from verger import paths
 from verger.cli.archive import read_archive, write_archive
+from verger.cli.exchange import exchange, is_cut_off, restore_folder, undo_cut_off
 from verger.cli.state_files import (
     DATABASE,
     check_database,
     collect,
-    exchanged,
     owned_like,
     unused_database,
 )
@@ -38,6 +39,8 @@ def backup(
     if file.exists():
         raise BackupError(f"{file} is there already; choose another name")
     try:
+        if is_cut_off(home):
+            _settle(home)
         with tempfile.TemporaryDirectory(dir=file.absolute().parent) as folder:
             found = collect(home, Path(folder))
             write_archive(file, found)
@@ -58,18 +61,36 @@ def restore(
         raise BackupError(f"there is no archive {file}")
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home, prefix=".restore-") as folder:
-            names = read_archive(file, Path(folder) / "new")
-            check_database(Path(folder) / "new" / DATABASE)
-            owned_like(home, Path(folder) / "new")
+        with restore_folder(home) as folder:
+            names = read_archive(file, folder / "new")
+            check_database(folder / "new" / DATABASE)
+            owned_like(home, folder / "new")
             with unused_database(paths.database_file()):
-                exchanged(home, names, Path(folder) / "new", Path(folder) / "old")
+                _undo_cut_off(home, but=folder)
+                exchange(home, names, folder)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise BackupError(
-            f"cannot restore {file} to {home}: {reason}; nothing was changed"
-        ) from None
+        left = "nothing was changed"
+        if is_cut_off(home):
+            left = "run it again: it puts back what was there first"
+        raise BackupError(f"cannot restore {file} to {home}: {reason}; {left}") from None
     print(f"Restored {len(names)} files to {home}. Next: start the server.")
+
+
+def _settle(home: Path) -> None:
+    """No mixture of old and new is backed up."""
+    try:
+        with unused_database(paths.database_file()):
+            _undo_cut_off(home)
+    except BackupError as error:
+        raise BackupError(f"a restore was cut off and has to be undone first: {error}") from None
+
+
+def _undo_cut_off(home: Path, but: Path | None = None) -> None:
+    is_told = is_cut_off(home)
+    undo_cut_off(home, but)
+    if is_told:
+        print("verger: a restore that was cut off was undone first", file=sys.stderr)
 
 
 def _tls_files_outside(folder: Path) -> list[str]:

@@ -1,13 +1,14 @@
-"""The files of the state folder that a backup holds: collected, and exchanged for others.
+"""The files of the state folder that a backup holds, and whether they are in use.
 
-Called by `backup`. Whether the server runs is asked from SQLite: every connection to a database in
-WAL mode holds a shared lock on it for as long as it is open, also one that does nothing.
+Called by `backup`; `exchange` puts others in their place. Whether the server runs is asked from
+SQLite: every connection to a database in WAL mode holds a shared lock on it for as long as it is
+open, also one that does nothing.
 """
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from verger.cli.archive import NAMES
@@ -25,7 +26,8 @@ def collect(home: Path, folder: Path) -> dict[str, Path]:
     for pattern in _PLAIN:
         for path in sorted(home.glob(pattern)):
             name = path.relative_to(home).as_posix()
-            if path.is_symlink() or not path.is_file() or not NAMES.fullmatch(name):
+            is_linked = path.is_symlink() or path.parent.is_symlink() and path.parent != home
+            if is_linked or not path.is_file() or not NAMES.fullmatch(name):
                 raise BackupError(f"{path} is not a plain file with a plain name; move it away")
             found[name] = path
     if (home / DATABASE).exists():
@@ -57,33 +59,6 @@ def unused_database(file: Path) -> Iterator[None]:
         ) from None
     except sqlite3.DatabaseError as error:
         raise BackupError(f"cannot use {file}: {error}; move it away to restore") from None
-
-
-def exchanged(home: Path, names: Sequence[str], new: Path, old: Path) -> None:
-    """Move the new files to where the old ones were, or change nothing. Raises OSError.
-
-    What the archive lacks stays as it is: models, caches, and settings made since.
-    """
-    done: list[str] = []
-    # What SQLite still has of the old database must not be read with the new one.
-    leaving = [*names, *((f"{DATABASE}-wal", f"{DATABASE}-shm") if DATABASE in names else ())]
-    try:
-        for name in leaving:
-            (old / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            done.append(name)
-            with suppress(FileNotFoundError):
-                os.replace(home / name, old / name)
-        for name in names:
-            if not (folder := (home / name).parent).is_dir():
-                folder.mkdir(mode=0o700)
-                owned_like(home, folder)
-            os.replace(new / name, home / name)
-    except OSError:
-        for name in done:
-            (home / name).unlink(missing_ok=True)
-            with suppress(FileNotFoundError):
-                os.replace(old / name, home / name)
-        raise
 
 
 def check_database(file: Path) -> None:
