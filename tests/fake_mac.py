@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from verger.cli.service_mac import Mac
-from verger.macos.executor import Done, Executor
+from verger.macos.executor import Executor
 from verger.macos.layout import LABEL, Layout
 from verger.macos.plist_rules import problems
+from verger.macos.programs import Done
 from verger.macos.source import Interpreter, Source
 
 NO_RECORD = Done(56, err="<dscl_cmd> DS Error: -14136 (eDSRecordNotFound)")

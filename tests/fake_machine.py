@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from verger.macos.machine import Ran
+from verger.macos.programs import Done
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -16,7 +16,7 @@ class FakeMachine:
 
     is_mac: bool = True
     release: str = "26.1"
-    outputs: Mapping[str, str | Ran] = field(default_factory=dict)
+    outputs: Mapping[str, str | Done] = field(default_factory=dict)
     """Command → what it prints, with exit status 0 unless it says otherwise."""
     files: Mapping[Path, bytes] = field(default_factory=dict)
     modes: Mapping[Path, int] = field(default_factory=dict)
@@ -27,9 +27,9 @@ class FakeMachine:
     """The id that answers on the port; empty: something that is no Verger; None: nothing."""
     now: datetime = NOW
 
-    def run(self, command: Sequence[str]) -> Ran | None:
+    def run(self, command: Sequence[str]) -> Done | None:
         output = self.outputs.get(" ".join(command))
-        return Ran(0, output) if isinstance(output, str) else output
+        return Done(0, output) if isinstance(output, str) else output
 
     def read(self, path: Path) -> bytes | None:
         return self.files.get(path)

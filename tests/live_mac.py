@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fake_mac import FakeMac
-from verger.macos.executor import Done
+from verger.macos.programs import Done
 
 COMMAND_LIMIT_S = 60.0
 EVENT_LIMIT_S = 60.0

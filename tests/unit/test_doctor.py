@@ -18,7 +18,8 @@ from verger.errors import EXIT_UNWELL
 from verger.macos import machine
 from verger.macos.findings import Finding, Level
 from verger.macos.layout import Layout
-from verger.macos.machine import Ran, ThisMachine
+from verger.macos.machine import ThisMachine
+from verger.macos.programs import Done
 from verger.memory_fit import MachineMemory
 
 
@@ -129,7 +130,7 @@ def test_problems_come_first(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (FakeMachine(outputs={"sysctl -n iogpu.wired_limit_mb": "57344\n"}), 56 << 30),
         (FakeMachine(outputs={"sysctl -n iogpu.wired_limit_mb": "0\n"}), 0),
-        (FakeMachine(outputs={"sysctl -n iogpu.wired_limit_mb": Ran(1, "57344")}), 0),
+        (FakeMachine(outputs={"sysctl -n iogpu.wired_limit_mb": Done(1, "57344")}), 0),
         (FakeMachine(), 0),
         (FakeMachine(is_mac=False), 0),
     ],

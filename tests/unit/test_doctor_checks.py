@@ -11,9 +11,9 @@ import pytest
 from tests.fake_machine import NOW, FakeMachine
 from verger.macos.doctor import CHECKS, examine
 from verger.macos.findings import Facts, Level
-from verger.macos.machine import Ran
 from verger.macos.plist_rules import problems
 from verger.macos.power_checks import REPORTS
+from verger.macos.programs import Done
 from verger.macos.service_checks import FIREWALL, LOW_DISK_BYTES, NO_DISK_BYTES
 
 HOME = Path("/Library/Application Support/Verger")
@@ -59,7 +59,7 @@ def outputs(**changes: Any) -> dict[str, Any]:
         ("sleep", {"pmset -g": GOOD_PMSET}, OK, "does not go to sleep", None),
         ("sleep", outputs(sleep=10), FAIL, "after 10 minutes", "sudo pmset -a sleep 0"),
         ("sleep", {}, SKIPPED, "`pmset -g` did not say", None),
-        ("sleep", {"pmset -g": Ran(1, GOOD_PMSET)}, SKIPPED, "did not say", None),
+        ("sleep", {"pmset -g": Done(1, GOOD_PMSET)}, SKIPPED, "did not say", None),
         ("sleep", {"pmset -g": "something else"}, SKIPPED, "did not say", None),
         ("autorestart", outputs(), OK, "starts by itself", None),
         ("autorestart", outputs(restart=0), WARN, "stays off", "sudo pmset -a autorestart 1"),
@@ -79,7 +79,7 @@ def outputs(**changes: Any) -> dict[str, Any]:
         ),
         (
             "filevault",
-            {"fdesetup status": "FileVault is On.\n", SSHD: Ran(113, "Could not find service")},
+            {"fdesetup status": "FileVault is On.\n", SSHD: Done(113, "Could not find service")},
             WARN,
             "at its keyboard; with Remote Login on",
             "sudo systemsetup -setremotelogin on",
@@ -118,7 +118,7 @@ def outputs(**changes: Any) -> dict[str, Any]:
         ("local network", {}, SKIPPED, "VS Code", "Privacy & Security > Local Network"),
         ("job", {JOB: JOB_OUTPUT.format("interactive")}, OK, "as interactive", None),
         ("job", {JOB: JOB_OUTPUT.format("background")}, FAIL, "as background", "service install"),
-        ("job", {JOB: Ran(113, "Could not find service")}, SKIPPED, "not loaded", "install"),
+        ("job", {JOB: Done(113, "Could not find service")}, SKIPPED, "not loaded", "install"),
         ("job", {JOB: "another format"}, SKIPPED, "did not say", None),
         ("job", {}, SKIPPED, "did not say", None),
         ("clock", {"systemsetup -getusingnetworktime": "Network Time: On\n"}, OK, "is set", None),
@@ -139,7 +139,7 @@ def outputs(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_what_a_tool_prints_becomes_a_finding(
-    check: str, printed: dict[str, str | Ran], level: Level, why: str, fix: str | None
+    check: str, printed: dict[str, str | Done], level: Level, why: str, fix: str | None
 ) -> None:
     finding = CHECKS[check](FakeMachine(outputs=printed), FACTS)
     assert (finding.check, finding.level) == (check, level)

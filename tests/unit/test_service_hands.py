@@ -9,8 +9,8 @@ import pytest
 from tests.fake_mac import FakeMac, source
 from verger import paths
 from verger.errors import StepFailed
-from verger.macos.executor import Done, run_command
 from verger.macos.layout import TEMPLATE_NAME
+from verger.macos.programs import Done, run_command
 from verger.macos.service_plan import Wanted, install_steps, uninstall_steps
 from verger.macos.steps import Run
 from verger.macos.survey import Facts, survey

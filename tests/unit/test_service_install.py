@@ -256,7 +256,7 @@ def test_what_could_not_be_undone_is_named(fake: FakeMac) -> None:
 
 
 def _without_delete(self: FakeMac, arguments: list[str]) -> object:
-    from verger.macos.executor import Done
+    from verger.macos.programs import Done
 
     if "-delete" in arguments:
         return Done(1, err="not allowed")

@@ -9,7 +9,8 @@ import pytest
 
 from verger.errors import StepFailed
 from verger.macos.account import parse_ids, parse_record
-from verger.macos.executor import MAX_REASON_CHARACTERS, Done, Executor, run_command
+from verger.macos.executor import Executor
+from verger.macos.programs import MAX_REASON_CHARACTERS, Done, run_command
 from verger.macos.steps import Await, MoveLink, Remove, Run, Step, WriteFile, transcript
 
 

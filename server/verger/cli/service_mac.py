@@ -16,10 +16,11 @@ from verger import paths
 from verger.catalogue import AUTO, EMBEDDED_ID, ModelPlaces, load_catalogue
 from verger.config import Config, load_config
 from verger.errors import InstallError, NotAMac
-from verger.macos.executor import Executor, Runner, run_command
+from verger.macos.executor import Executor
 from verger.macos.launchd import LAUNCHCTL
 from verger.macos.layout import TEMPLATE_NAME, Layout
 from verger.macos.lock import alone
+from verger.macos.programs import Runner, run_command
 from verger.macos.service_plan import Wanted, service_interpreter
 from verger.macos.source import source_of, this_interpreter
 from verger.macos.survey import Facts, survey

@@ -9,87 +9,17 @@ are made here. Blocks; one thread.
 
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from verger.errors import StepFailed
-from verger.macos.steps import (
-    COMMAND_TIMEOUT_S,
-    Await,
-    MakeFolder,
-    MoveLink,
-    Remove,
-    Run,
-    Step,
-    WriteFile,
-)
+from verger.macos.programs import MAX_REASON_CHARACTERS, Done, Runner, run_command, run_live
+from verger.macos.steps import Await, MakeFolder, MoveLink, Remove, Run, Step, WriteFile
 
 CHOWN, STAT = "/usr/sbin/chown", "/usr/bin/stat"
-MAX_REASON_CHARACTERS = 400
 LOG_TAIL_BYTES = 4096
-_NOT_FOUND, _TIMED_OUT, _NOT_RUN = 127, 124, 126
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a command ended."""
-
-    status: int
-    out: str = ""
-    err: str = ""
-
-    @property
-    def reason(self) -> str:
-        """The last line it printed, as far as it fits into a message."""
-        lines = (self.err.strip() or self.out.strip()).splitlines() or [f"status {self.status}"]
-        return lines[-1].strip()[:MAX_REASON_CHARACTERS]
-
-
-class Runner(Protocol):
-    """Runs a command to its end; never raises."""
-
-    def __call__(self, argv: Sequence[str], timeout_s: float = COMMAND_TIMEOUT_S) -> Done:
-        """Blocks for at most `timeout_s`."""
-
-
-def run_command(argv: Sequence[str], timeout_s: float = COMMAND_TIMEOUT_S) -> Done:
-    """The real runner. What it makes can be read by all: the service is not who installs it."""
-    try:
-        ended = subprocess.run(  # noqa: S603 (no shell)
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            cwd="/",
-            umask=0o022,
-        )
-    except FileNotFoundError:
-        return Done(_NOT_FOUND, err=f"there is no {argv[0]}")
-    except subprocess.TimeoutExpired:
-        return Done(_TIMED_OUT, err=f"{argv[0]} took longer than {timeout_s:g} s")
-    except OSError as error:
-        return Done(_NOT_RUN, err=f"cannot run {argv[0]}: {error.strerror}")
-    return Done(ended.returncode, ended.stdout, ended.stderr)
-
-
-def run_live(argv: Sequence[str], timeout_s: float = COMMAND_TIMEOUT_S) -> Done:
-    """Another real runner: what the command prints goes to the terminal, as it comes."""
-    try:
-        ended = subprocess.run(  # noqa: S603 (no shell)
-            list(argv), stdin=subprocess.DEVNULL, timeout=timeout_s, cwd="/", umask=0o022
-        )
-    except subprocess.TimeoutExpired:
-        return Done(_TIMED_OUT, err=f"{argv[0]} took longer than {timeout_s:g} s")
-    except OSError as error:
-        return Done(_NOT_RUN, err=f"cannot run {argv[0]}: {error.strerror}")
-    return Done(ended.returncode, err=f"it ended with status {ended.returncode}")
 
 
 def owner_of(run: Runner, path: Path) -> str:

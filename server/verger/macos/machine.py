@@ -8,29 +8,20 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Protocol
 
+from verger.macos.programs import Done, run_command
+
 COMMAND_LIMIT_S = 10.0
 ANSWER_LIMIT_S = 2.0
-MAX_OUTPUT_CHARACTERS = 1 << 20
 MAX_FILE_BYTES = 1 << 20
 SEARCH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec/ApplicationFirewall"
 """The system's own tools; a service's PATH may lack them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """What a command said, both outputs together."""
-
-    status: int
-    output: str
 
 
 class Machine(Protocol):
@@ -43,7 +34,7 @@ class Machine(Protocol):
     def release(self) -> str:
         """Of the operating system; "26.1" on a Mac."""
 
-    def run(self, command: Sequence[str]) -> Ran | None:
+    def run(self, command: Sequence[str]) -> Done | None:
         """None if it is not there or does not end in time."""
 
     def read(self, path: Path) -> bytes | None: ...
@@ -79,25 +70,17 @@ class ThisMachine:
         """As the system's own dialogue says it."""
         return platform.mac_ver()[0] if self.is_mac else platform.release()
 
-    def run(self, command: Sequence[str]) -> Ran | None:
+    def run(self, command: Sequence[str]) -> Done | None:
         """English, so that it can be read by a program."""
         program = shutil.which(command[0]) or shutil.which(command[0], path=SEARCH_PATH)
         if program is None:
             return None
-        try:
-            done = subprocess.run(  # noqa: S603 (fixed commands, no shell)
-                [program, *command[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=COMMAND_LIMIT_S,
-                env={"LC_ALL": "C", "PATH": SEARCH_PATH},
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return Ran(done.returncode, done.stdout[:MAX_OUTPUT_CHARACTERS])
+        done = run_command(
+            [program, *command[1:]],
+            COMMAND_LIMIT_S,
+            environment={"LC_ALL": "C", "PATH": SEARCH_PATH},
+        )
+        return done if done.has_run else None
 
     def read(self, path: Path) -> bytes | None:
         """Its first megabyte."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-COMMAND_TIMEOUT_S = 60.0
+from verger.macos.programs import COMMAND_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 from verger.errors import InstallError
 from verger.macos import account
 from verger.macos.account import AccountFacts
-from verger.macos.executor import Runner, owner_of
+from verger.macos.executor import owner_of
 from verger.macos.launchd import LAUNCHCTL, PRINT
 from verger.macos.layout import Layout
+from verger.macos.programs import Runner
 from verger.macos.record import Record, digest_of, read_record
 
 COMPLETE = "complete"
