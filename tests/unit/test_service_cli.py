@@ -232,6 +232,35 @@ def test_a_configuration_that_is_wrong_stops_an_install(
     assert mac.changes() == []
 
 
+def test_with_a_configuration_that_is_wrong_it_can_be_seen_stopped_and_removed(
+    verger: Verger, mac: FakeMac, tmp_path: Path
+) -> None:
+    verger("service", "install", "--source", wheel(tmp_path))
+    (mac.layout.home / "config.toml").write_text("[server]\nprot = 1\n")
+    status = verger("service", "status")
+    assert (status.status, "problem: " in status.out) == (6, True)
+    assert "server.port" in status.out
+    mac.calls.clear()
+    restarted = verger("service", "restart")
+    assert (restarted.status, "server.port" in restarted.err) == (3, True)
+    assert (mac.is_loaded, "bootout" in mac.verbs()) == (True, False)
+    assert verger("service", "stop").status == 0
+    assert not mac.is_loaded
+    assert verger("service", "uninstall").status == 0
+
+
+def test_a_log_that_may_not_be_read_is_told_in_one_line(
+    verger: Verger, mac: FakeMac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    told = verger("service", "logs")
+    assert (told.status, told.err.count("\n")) == (3, 1)
+    assert told.err.endswith("verger.log: Permission denied; use sudo\n")
+
+
 @pytest.mark.parametrize("name", ["nowhere", "other-1.0-py3-none-any.whl", "."])
 def test_a_source_that_is_none_is_refused(
     verger: Verger, mac: FakeMac, tmp_path: Path, name: str

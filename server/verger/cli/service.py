@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from verger.cli import service_mac
 from verger.cli.service_mac import Mac
-from verger.errors import InstallError, NotAMac, ServiceDrift
+from verger.errors import ConfigError, InstallError, NotAMac, ServiceDrift
 from verger.macos.launchd import probe, start_steps, stop_steps
 from verger.macos.layout import USER
 from verger.macos.plist_rules import problems
@@ -130,7 +130,8 @@ class Status(Struct, frozen=True, kw_only=True):
     is_alive: bool
     is_ready: bool
     has_model: bool
-    url: str
+    url: str | None
+    """None where the configuration is wrong."""
     home: str
     problems: list[str]
 
@@ -156,17 +157,19 @@ def logs(
 ) -> None:
     """Print the last lines of the service's log; before there is one, of what it died of."""
     layout = service_mac.this_mac().layout
-    log = layout.server_log if layout.server_log.exists() else layout.crash_log
-    try:
-        with log.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - lines * LOG_BYTES_PER_LINE))
-            found = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        raise InstallError(f"there is no log yet: {log}") from None
-    except OSError as error:
-        raise InstallError(f"cannot read {log}: {error.strerror}; use sudo") from None
-    print("\n".join(found[-lines:]))
+    for log in (layout.server_log, layout.crash_log):
+        try:
+            with log.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - lines * LOG_BYTES_PER_LINE))
+                found = file.read().decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise InstallError(f"cannot read {log}: {error.strerror}; use sudo") from None
+        print("\n".join(found[-lines:]))
+        return
+    raise InstallError(f"there is no log yet: {layout.crash_log}")
 
 
 def _install(mac: Mac, facts: Facts, steps: Sequence[Step], is_dry: bool) -> None:
@@ -265,8 +268,12 @@ def _half_there(facts: Facts) -> str:
 
 
 def _status(mac: Mac, facts: Facts) -> Status:
-    url = mac.url()
     found = [_half_there(facts)] if facts.missing else []
+    try:
+        url = mac.url()
+    except ConfigError as error:
+        url = None
+        found += [str(error)]
     if facts.plist is not None:
         found += problems(facts.plist, mac.layout.plist.name)
     if facts.is_edited and facts.record is not None:
@@ -280,13 +287,17 @@ def _status(mac: Mac, facts: Facts) -> Status:
         environment=facts.current,
         previous=facts.before.record.environment if facts.before else None,
         is_loaded=facts.is_loaded,
-        is_alive=mac.run(probe(f"{url}/livez")).status == 0,
-        is_ready=mac.run(probe(f"{url}/readyz")).status == 0,
+        is_alive=_answers(mac, url, "livez"),
+        is_ready=_answers(mac, url, "readyz"),
         has_model=facts.has_model,
         url=url,
         home=str(mac.layout.home),
         problems=found,
     )
+
+
+def _answers(mac: Mac, url: str | None, route: str) -> bool:
+    return url is not None and mac.run(probe(f"{url}/{route}")).status == 0
 
 
 def _print_status(status: Status, pull_command: str) -> None:
@@ -307,4 +318,4 @@ def _print_status(status: Status, pull_command: str) -> None:
     print(f"service      {state}\nversion      {status.version} ({status.environment})")
     if status.previous is not None:
         print(f"before it    {status.previous}; verger upgrade --back goes there")
-    print(f"address      {status.url}\nstate folder {status.home}")
+    print(f"address      {status.url or 'unknown'}\nstate folder {status.home}")

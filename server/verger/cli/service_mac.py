@@ -15,7 +15,7 @@ from pathlib import Path
 from verger import paths
 from verger.catalogue import AUTO, EMBEDDED_ID, ModelPlaces, load_catalogue
 from verger.config import Config, load_config
-from verger.errors import InstallError, NotAMac
+from verger.errors import ConfigError, InstallError, NotAMac
 from verger.macos.executor import Executor
 from verger.macos.launchd import LAUNCHCTL
 from verger.macos.layout import TEMPLATE_NAME, Layout
@@ -38,19 +38,18 @@ class Mac:
     is_root: Callable[[], bool] = lambda: os.geteuid() == 0
 
     def facts(self) -> Facts:
-        """What is there. Raises InstallError, ServiceDrift or ConfigError."""
-        config = self.config()
+        """What is there. Raises InstallError or ServiceDrift."""
         interpreter = service_interpreter(self.layout, this_interpreter()).executable
         return survey(
             self.layout,
             self.run,
             interpreter,
             has_keys=_has_keys(self.layout.home / "verger.db"),
-            has_model=_has_model(config, self.layout.home / "models"),
+            has_model=self._has_model(),
         )
 
     def url(self) -> str:
-        """Where the service answers on its own Mac."""
+        """Where the service answers on its own Mac. Raises InstallError or ConfigError."""
         server = self.config().server
         host = _EVERY_ADDRESS.get(server.host, server.host)
         scheme = "https" if server.tls_cert else "http"
@@ -80,6 +79,13 @@ class Mac:
             return load_config(environ={}, file=file if file.exists() else Path(os.devnull))
         except PermissionError:
             raise InstallError(f"cannot read {file}: use sudo") from None
+
+    def _has_model(self) -> bool:
+        try:
+            return _has_model(self.config(), self.layout.home / "models")
+        except ConfigError:
+            # What starts the service asks for the configuration again; what stops it need not.
+            return False
 
 
 def this_mac() -> Mac:
