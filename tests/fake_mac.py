@@ -36,6 +36,8 @@ class FakeMac:
     outdated: set[str] = field(default_factory=set)
     """Environments of versions that do not know the database any more."""
     has_model: bool = True
+    is_port_taken: bool = False
+    """Another Verger answers there."""
     lingering: int = 0
     """How often print still finds a job after bootout."""
     fail_at: int | None = None
@@ -158,6 +160,8 @@ class FakeMac:
         return Done(0)
 
     def _curl(self, arguments: list[str]) -> Done:
+        if self.is_port_taken:
+            return Done(0)
         current = self.layout.current
         answers = current.is_symlink() and current.readlink().name not in self.dead
         if not (self.is_loaded and answers):

@@ -83,7 +83,9 @@ def test_a_life_of_the_service(verger: Verger, mac: FakeMac, tmp_path: Path) -> 
     assert (made.status, made.err) == (0, "")
     assert "The service runs.\nThe key admin is printed above, this once." in made.out
     again = verger("service", "install", *flags)
-    assert again == Outcome(0, "Nothing to do. The service runs.\n", "")
+    assert again == Outcome(
+        0, "Nothing to do: it is installed and loaded.\nThe service runs.\n", ""
+    )
     assert verger("service", "status").status == 0
     assert verger("service", "stop").status == 0
     assert not mac.is_loaded
@@ -97,6 +99,32 @@ def test_a_life_of_the_service(verger: Verger, mac: FakeMac, tmp_path: Path) -> 
     assert gone.status == 0
     assert str(mac.layout.home / "config.toml") in gone.out
     assert verger("service", "uninstall", "--purge").out.endswith("nothing is left of it.\n")
+
+
+def test_what_is_loaded_and_does_not_answer_is_not_said_to_run(
+    verger: Verger, mac: FakeMac, tmp_path: Path
+) -> None:
+    flags = ["--source", wheel(tmp_path)]
+    verger("service", "install", *flags)
+    mac.dead = {mac.layout.current.readlink().name}
+    mac.layout.crash_log.write_text("verger: it broke\n")
+    for command in (["start"], ["install", *flags]):
+        told = verger("service", *command)
+        assert (told.status, "The service runs" in told.out) == (5, False)
+        assert "not within 300 s (verger: it broke)" in told.err
+    assert mac.is_loaded
+
+
+def test_another_server_on_its_port_is_not_taken_for_the_service(
+    verger: Verger, mac: FakeMac, tmp_path: Path
+) -> None:
+    """As `scripts/serve` in another window would be."""
+    mac.is_port_taken = True
+    before = mac.snapshot()
+    told = verger("service", "install", "--source", wheel(tmp_path))
+    assert (told.status, told.err.count("\n")) == (5, 1)
+    assert "one does, and would be taken for the service: end it" in told.err
+    assert mac.snapshot() == before
 
 
 def test_a_restart_stops_before_it_starts(verger: Verger, mac: FakeMac, tmp_path: Path) -> None:

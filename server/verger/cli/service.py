@@ -17,7 +17,7 @@ from msgspec import Struct
 from verger.cli import service_mac
 from verger.cli.service_mac import Mac
 from verger.errors import ConfigError, InstallError, NotAMac, ServiceDrift
-from verger.macos.launchd import probe, start_steps, stop_steps
+from verger.macos.launchd import await_answer, probe, start_steps, stop_steps
 from verger.macos.layout import USER
 from verger.macos.plist_rules import problems
 from verger.macos.service_plan import FIRST_KEY, back_steps, install_steps, uninstall_steps
@@ -95,7 +95,7 @@ def start(dry_run: DryRun = False) -> None:
     """Start the service, and wait until it is ready; without a model, until it runs."""
     with changing("service start", is_dry=dry_run) as (mac, facts):
         _require_whole(facts, dry_run)
-        steps = [] if facts.is_loaded else _start(mac, facts)
+        steps = [_answer(mac, facts)] if facts.is_loaded else _start(mac, facts)
         _carry_out(mac, steps, dry_run, _how_it_runs(mac, facts))
 
 
@@ -173,6 +173,9 @@ def logs(
 
 
 def _install(mac: Mac, facts: Facts, steps: Sequence[Step], is_dry: bool) -> None:
+    if not (steps or is_dry):
+        print("Nothing to do: it is installed and loaded.")
+        steps = [_answer(mac, facts)]
     _carry_out(mac, steps, is_dry, _how_it_runs(mac, facts))
     if not is_dry and not facts.has_keys:
         print(f"The key {FIRST_KEY} is printed above, this once.")
@@ -208,6 +211,10 @@ def _require_unedited(mac: Mac, facts: Facts, command: str, *, is_replaced: bool
 
 def _start(mac: Mac, facts: Facts) -> list[Step]:
     return start_steps(mac.layout, mac.url(), has_model=facts.has_model)
+
+
+def _answer(mac: Mac, facts: Facts) -> Step:
+    return await_answer(mac.layout, mac.url(), has_model=facts.has_model)
 
 
 def _how_it_runs(mac: Mac, facts: Facts) -> str:

@@ -124,7 +124,8 @@ class Executor:
     def _run_checked(self, step: Run) -> None:
         done = (self._live if step.is_live else self._run)(step.argv, step.timeout_s)
         if done.status not in step.statuses or (step.is_silent and done.out.strip()):
-            raise StepFailed("; ".join(filter(None, (done.reason, step.advice))))
+            said = done.reason if done.output.strip() or not step.advice else ""
+            raise StepFailed("; ".join(filter(None, (said, step.advice))))
         asked = self._run(step.check) if step.check else done
         if step.check and asked.status != 0:
             raise StepFailed(f"the check failed: {asked.reason}")

@@ -1,6 +1,7 @@
 """launchctl's verbs in the order in which they work. Pure: steps, no I/O.
 
-    start   enable → bootstrap → kickstart → print → wait until ready (without a model: alive)
+    start   nobody else answers? enable → bootstrap → kickstart → print → wait until ready
+            (without a model: alive)
     stop    bootout → wait until print fails: bootout may return before the process is gone
 
 `print` is asked only whether the job is there; its text is no stable interface. Whether the service
@@ -25,6 +26,9 @@ PROBE_S = 5
 IN_PROGRESS, NO_SUCH_PROCESS, NOT_FOUND = 36, 3, 113
 """What bootout says of a job that is on its way out, and of one that is not there."""
 
+_NO_ANSWER = frozenset(range(1, 126))
+"""What curl ends with where it found nobody, or nobody who says 2xx."""
+
 PRINT = (LAUNCHCTL, "print", TARGET)
 
 _BOOTOUT = Run(
@@ -44,10 +48,17 @@ def start_steps(layout: Layout, url: str, *, has_model: bool) -> list[Step]:
     """Load and start the job, and see it answer; without a model it runs, but is not ready."""
     bootstrap = (LAUNCHCTL, "bootstrap", "system", str(layout.plist))
     return [
+        Run(
+            what=f"see that no other server answers at {url}",
+            argv=probe(f"{url}/livez"),
+            statuses=_NO_ANSWER,
+            advice="one does, and would be taken for the service: end it (lsof -nP -iTCP "
+            "-sTCP:LISTEN shows who), or set server.port",
+        ),
         Run(what="let launchd start the service", argv=(LAUNCHCTL, "enable", TARGET)),
         Run(what="load the service", argv=bootstrap, undo=(_BOOTOUT, _GONE)),
         Run(what="start the service", argv=(LAUNCHCTL, "kickstart", TARGET), check=PRINT),
-        await_ready(layout, url) if has_model else _await_alive(layout, url),
+        await_answer(layout, url, has_model=has_model),
     ]
 
 
@@ -58,6 +69,11 @@ def stop_steps(layout: Layout) -> list[Step]:
         argv=(LAUNCHCTL, "bootstrap", "system", str(layout.plist)),
     )
     return [replace(_BOOTOUT, undo=(back,)), _GONE]
+
+
+def await_answer(layout: Layout, url: str, *, has_model: bool) -> Await:
+    """Wait until the service is ready; without a model, until it runs."""
+    return await_ready(layout, url) if has_model else _await_alive(layout, url)
 
 
 def await_ready(layout: Layout, url: str) -> Await:
