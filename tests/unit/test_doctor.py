@@ -118,6 +118,14 @@ def test_on_a_mac_with_the_service_that_is_what_is_examined(
     assert "/elsewhere" in str(findings(verger)["home"]["why"])
 
 
+def test_of_the_service_its_own_interpreter_is_examined() -> None:
+    config, python = load_config(environ={}), Layout().current / "bin" / "python"
+    fake, this = FakeMachine(modes={python: 0o755}), Path(sys.executable).resolve()
+    assert doctor.facts_of(config, fake, paths.SERVICE_HOME).python == python
+    assert doctor.facts_of(config, fake, paths.home()).python == this
+    assert doctor.facts_of(config, FakeMachine(), paths.SERVICE_HOME).python == this
+
+
 def test_problems_come_first(capsys: pytest.CaptureFixture[str]) -> None:
     levels = (Level.OK, Level.SKIPPED, Level.WARN, Level.FAIL)
     doctor.print_findings([Finding(level.value, level, "so it is") for level in levels])

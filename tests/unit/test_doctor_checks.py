@@ -117,8 +117,8 @@ def outputs(**changes: Any) -> dict[str, Any]:
         ("firewall", {}, SKIPPED, "did not say", None),
         ("local network", {}, SKIPPED, "VS Code", "Privacy & Security > Local Network"),
         ("job", {JOB: JOB_OUTPUT.format("interactive")}, OK, "as interactive", None),
-        ("job", {JOB: JOB_OUTPUT.format("background")}, FAIL, "as background", "service install"),
-        ("job", {JOB: Done(113, "Could not find service")}, SKIPPED, "not loaded", "install"),
+        ("job", {JOB: JOB_OUTPUT.format("background")}, FAIL, "as background", "service restart"),
+        ("job", {JOB: Done(113, "Could not find service")}, SKIPPED, "not installed", "install"),
         ("job", {JOB: "another format"}, SKIPPED, "did not say", None),
         ("job", {}, SKIPPED, "did not say", None),
         ("clock", {"systemsetup -getusingnetworktime": "Network Time: On\n"}, OK, "is set", None),
@@ -203,6 +203,28 @@ def test_a_home_that_cannot_be_written_names_a_command_that_a_shell_takes() -> N
     assert finding.fix is not None
     assert shlex.split(finding.fix)[-1] == str(HOME)
     assert CHECKS["home"](FakeMachine(), FACTS).level is OK
+
+
+def test_a_service_that_is_stopped_is_not_one_that_is_missing() -> None:
+    gone = {JOB: Done(113, "Could not find service")}
+    finding = CHECKS["job"](FakeMachine(outputs=gone, files={PLIST: GOOD_PLIST}), FACTS)
+    assert (finding.level, finding.fix) == (WARN, "sudo verger service start")
+
+
+@pytest.mark.parametrize(
+    ("content", "fix"),
+    [
+        (GOOD_PLIST, "sudo verger service restart"),
+        (
+            GOOD_PLIST.replace(b"Interactive", b"Background"),
+            "sudo verger service install --replace-plist",
+        ),
+    ],
+)
+def test_a_throttled_job_is_loaded_again_or_written_again(content: bytes, fix: str) -> None:
+    throttled = {JOB: JOB_OUTPUT.format("background")}
+    finding = CHECKS["job"](FakeMachine(outputs=throttled, files={PLIST: content}), FACTS)
+    assert (finding.level, finding.fix) == (FAIL, fix)
 
 
 def test_secrets_are_their_owners_only() -> None:

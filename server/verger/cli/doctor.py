@@ -52,13 +52,16 @@ def facts_of(config: Config, machine: Machine, home: Path) -> Facts:
     """What the checks are told of the installation with that state folder."""
     host = config.server.host
     identity = machine.read(home / paths.instance_id_file().name)
+    is_service, python = home == paths.SERVICE_HOME, Layout().current / "bin" / "python"
+    if not is_service or machine.mode(python) is None:
+        python = Path(sys.executable)
     return Facts(
         home=home,
-        is_service=home == paths.SERVICE_HOME,
+        is_service=is_service,
         host="127.0.0.1" if host in ANYWHERE else host,
         port=config.server.port,
         instance_id=None if identity is None else identity.decode(errors="replace").strip(),
-        python=Path(sys.executable).resolve(),
+        python=python.resolve(),
         label=LABEL,
         plist=Layout().plist,
         plist_problems=problems,

@@ -15,6 +15,8 @@ LOW_DISK_BYTES = 5_000_000_000
 NO_DISK_BYTES = 500_000_000
 PRIVATE_MODE = 0o077
 """The bits that nobody but the owner may have."""
+_RESTART = "sudo verger service restart"
+_INSTALL = "sudo verger service install --replace-plist"
 RELEASED = datetime(2026, 11, 1, tzinfo=UTC)
 """No right clock says less than this."""
 
@@ -138,15 +140,20 @@ def job(machine: Machine, facts: Facts) -> Finding:
     ran = machine.run(["launchctl", "print", target])
     if ran is None:
         return unanswered("job", f"launchctl print {target}")
+    raw = machine.read(facts.plist)
+    if ran.status and raw is None:
+        why = "the service is not installed: nothing starts when this Mac does"
+        return Finding("job", Level.SKIPPED, why, "sudo verger service install")
     if ran.status:
-        why = "the service is not loaded: nothing starts when this Mac does"
-        return Finding("job", Level.SKIPPED, why, "verger service install")
+        why = "the service is stopped, until the next boot"
+        return Finding("job", Level.WARN, why, "sudo verger service start")
     found = re.search(r"spawn type = (\w+)", ran.output)
     if found is None:
         return unanswered("job", f"launchctl print {target}")
     if found[1] != "interactive":
         why = f"launchd runs the service as {found[1]}, which slows it several times"
-        return Finding("job", Level.FAIL, why, "verger service install")
+        is_edited = raw is not None and facts.plist_problems(raw, facts.plist.name)
+        return Finding("job", Level.FAIL, why, _INSTALL if is_edited else _RESTART)
     return Finding("job", Level.OK, "launchd runs the service as interactive, at full speed")
 
 
@@ -158,5 +165,5 @@ def plist(machine: Machine, facts: Facts) -> Finding:
     problems = facts.plist_problems(raw, facts.plist.name)
     if problems:
         why = f"{facts.plist} is not as it was installed: {'; '.join(problems)}"
-        return Finding("plist", Level.FAIL, why, "verger service install")
+        return Finding("plist", Level.FAIL, why, _INSTALL)
     return Finding("plist", Level.OK, f"{facts.plist} is as it must be")
