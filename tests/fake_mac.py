@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from verger.cli.service_mac import Mac
+from verger.errors import StepFailed
 from verger.macos.executor import Executor
 from verger.macos.layout import LABEL, Layout
 from verger.macos.plist_rules import problems
@@ -61,7 +62,13 @@ class FakeMac:
 
     @property
     def executor(self) -> Executor:
-        return Executor(self, self.pauses.append, self.said.append, live=self)
+        return Executor(self, self.pauses.append, self.said.append, live=self, own=self.own)
+
+    def own(self, descriptor: int, path: Path, owner: str) -> None:
+        """As a call that can fail like the others."""
+        done = self(("chown", owner, str(path)))
+        if done.status != 0:
+            raise StepFailed(done.err)
 
     def mac(self) -> Mac:
         return Mac(self.layout, self, self.executor, is_root=lambda: True)

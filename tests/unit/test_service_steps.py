@@ -1,6 +1,8 @@
 """The runner and the executor by themselves, and what dscl is taken to print."""
 
+import grp
 import os
+import pwd
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +11,9 @@ import pytest
 
 from verger.errors import StepFailed
 from verger.macos.account import parse_ids, parse_record
-from verger.macos.executor import Executor
+from verger.macos.executor import Executor, Owning, own
 from verger.macos.programs import MAX_REASON_CHARACTERS, Done, run_command
-from verger.macos.steps import Await, MoveLink, Remove, Run, Step, WriteFile, transcript
+from verger.macos.steps import Await, MakeFolder, MoveLink, Remove, Run, Step, WriteFile, transcript
 
 
 def python(program: str) -> tuple[str, ...]:
@@ -46,10 +48,6 @@ def test_a_reason_is_one_line_of_bounded_length() -> None:
 
 def test_ctrl_c_undoes_what_was_done(tmp_path: Path) -> None:
     def interrupted(argv: Sequence[str], timeout_s: float = 0) -> Done:
-        if argv[0] == "/usr/bin/stat":
-            return Done(0, "me:us")
-        if argv[0] == "/usr/sbin/chown":
-            return Done(0)
         raise KeyboardInterrupt
 
     file = tmp_path / "file"
@@ -58,8 +56,51 @@ def test_ctrl_c_undoes_what_was_done(tmp_path: Path) -> None:
         Run(what="sleep", argv=("sleep",)),
     ]
     with pytest.raises(StepFailed, match="sleep: interrupted; everything is as it was before"):
-        Executor(interrupted, say=lambda line: None).carry_out(steps)
+        Executor(interrupted, say=lambda line: None, own=owned({})).carry_out(steps)
     assert not file.exists()
+
+
+def owned(inodes: dict[int, str]) -> Owning:
+    """Notes which file, whatever its name is by then, was given to whom."""
+
+    def own(descriptor: int, path: Path, owner: str) -> None:
+        inodes[os.fstat(descriptor).st_ino] = owner
+
+    return own
+
+
+def test_what_is_made_is_given_away_before_it_has_a_name_that_others_can_take(
+    tmp_path: Path,
+) -> None:
+    inodes: dict[int, str] = {}
+    steps: list[Step] = [
+        MakeFolder(path=tmp_path / "log", mode=0o750, owner="me:us"),
+        WriteFile(path=tmp_path / "log" / "file", content=b"1", mode=0o640, owner="me:them"),
+    ]
+    Executor(say=lambda line: None, own=owned(inodes)).carry_out(steps)
+    made = {path.name: inodes[path.stat().st_ino] for path in tmp_path.rglob("*")}
+    assert made == {"log": "me:us", "file": "me:them"}
+    assert (tmp_path / "log" / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_link_names_is_neither_read_nor_put_back(tmp_path: Path) -> None:
+    (tmp_path / "shadow").write_text("root's")
+    link = tmp_path / "copy"
+    link.symlink_to(tmp_path / "shadow")
+    step = WriteFile(path=link, content=b"", mode=0o644, owner="me:us")
+    with pytest.raises(StepFailed, match="a symbolic link stands there; remove it"):
+        Executor(say=lambda line: None, own=owned({})).carry_out([step])
+    assert link.is_symlink()
+    assert (tmp_path / "shadow").read_text() == "root's"
+
+
+def test_an_owner_that_there_is_not_is_told(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file:
+        with pytest.raises(StepFailed, match="cannot belong to no-such-user:wheel"):
+            own(file.fileno(), tmp_path / "file", "no-such-user:wheel")
+        status = os.fstat(file.fileno())
+        me = f"{pwd.getpwuid(status.st_uid).pw_name}:{grp.getgrgid(status.st_gid).gr_name}"
+        own(file.fileno(), tmp_path / "file", me)
 
 
 def test_a_check_that_says_something_else_is_a_failure() -> None:

@@ -3,8 +3,11 @@
     undo noted → step → check ──ok──► the next step
                           └─failed──► its own undo, then those of all before it, the last one first
 
-Called by the CLI. Commands go through an injected runner and so do owners; folders, files and links
-are made here. Blocks; one thread.
+Called by the CLI. Commands go through an injected runner, and owners are given by an injected
+function; folders, files and links are made here. Blocks; one thread.
+
+Root works here in folders that the service's account can write in, where a name may stand for
+another file a moment later: so what is made gets its owner by its descriptor, and no link is read.
 """
 
 import os
@@ -13,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from verger.errors import StepFailed
 from verger.macos.programs import MAX_REASON_CHARACTERS, Done, Runner, run_command, run_live
@@ -28,6 +32,22 @@ def owner_of(run: Runner, path: Path) -> str:
     return done.out.strip() if done.status == 0 else ""
 
 
+class Owning(Protocol):
+    """Gives an open file or folder to `user:group`; raises StepFailed or OSError."""
+
+    def __call__(self, descriptor: int, path: Path, owner: str) -> None:
+        """`path` is what it is called, as far as that can be trusted."""
+
+
+def own(descriptor: int, path: Path, owner: str) -> None:
+    """The real one."""
+    user, _, group = owner.partition(":")
+    try:
+        shutil.chown(descriptor, user, group)
+    except LookupError as error:
+        raise StepFailed(f"it cannot belong to {owner}: {error}") from None
+
+
 class Executor:
     """Carries out plans on this machine."""
 
@@ -37,9 +57,11 @@ class Executor:
         pause: Callable[[float], None] = time.sleep,
         say: Callable[[str], None] = print,
         live: Runner = run_live,
+        own: Owning = own,
     ) -> None:
         self._run = run
         self._live = live
+        self._own = own
         self._shown: list[str] = []
         self._pause = pause
         self._say = say
@@ -100,26 +122,27 @@ class Executor:
         if step.path.is_symlink():
             raise StepFailed("a symbolic link stands there; remove it")
         step.path.mkdir(exist_ok=True)
-        # Never of what a link names, should the service's account put one there meanwhile.
         descriptor = os.open(step.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             os.fchmod(descriptor, step.mode)
+            self._own(descriptor, step.path, step.owner)
         finally:
             os.close(descriptor)
-        self._own(step.path, step.owner)
 
     def _write_file(self, step: WriteFile) -> None:
-        _replace(step.path, step.content, step.mode)
-        self._own(step.path, step.owner)
+        handle, temporary = tempfile.mkstemp(dir=step.path.parent, prefix=f".{step.path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(file.fileno(), step.mode)
+                self._own(file.fileno(), step.path, step.owner)
+                file.write(step.content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, step.path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
         if step.path.read_bytes() != step.content:
             raise StepFailed("it does not hold what was written")
-
-    def _own(self, path: Path, owner: str) -> None:
-        """-h: a link that the service's account may have put there is not followed."""
-        done = self._run((CHOWN, "-h", owner, str(path)))
-        found = owner_of(self._run, path)
-        if done.status != 0 or found != owner:
-            raise StepFailed(f"it belongs to {found or 'nobody'}, not {owner}: {done.reason}")
 
     def _run_checked(self, step: Run) -> None:
         done = (self._live if step.is_live else self._run)(step.argv, step.timeout_s)
@@ -151,17 +174,20 @@ class Executor:
         """How to come back to what is there now."""
         match step:
             case MakeFolder() if step.path.is_dir():
-                mode, owner = step.path.stat().st_mode & 0o7777, owner_of(self._run, step.path)
+                mode, owner = step.path.stat().st_mode & 0o7777, self._owner(step.path)
                 old = MakeFolder(path=step.path, mode=mode, owner=owner)
                 return lambda: self._make_folder(old)
             case MakeFolder() if not _stands(step.path):
                 return lambda: _remove(step.path)
+            case WriteFile() if step.path.is_symlink():
+                # What it names could be put back as a file that the service's account may read.
+                raise StepFailed("a symbolic link stands there; remove it")
             case WriteFile() if step.path.exists():
                 before = WriteFile(
                     path=step.path,
                     content=step.path.read_bytes(),
                     mode=step.path.stat().st_mode & 0o777,
-                    owner=owner_of(self._run, step.path),
+                    owner=self._owner(step.path),
                 )
                 return lambda: self._write_file(before)
             case WriteFile():
@@ -176,22 +202,15 @@ class Executor:
             case _:
                 return lambda: None
 
+    def _owner(self, path: Path) -> str:
+        owner = owner_of(self._run, path)
+        if not owner:
+            raise StepFailed(f"whose {path} is cannot be found out")
+        return owner
+
     def _apply_all(self, steps: Sequence[Step]) -> None:
         for step in steps:
             self._apply(step)
-
-
-def _replace(path: Path, content: bytes, mode: int) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _move_link(path: Path, target: str) -> None:
