@@ -13,10 +13,12 @@ from tests.fake_mac import FakeMac
 from tests.model_folders import write_model_folder
 from verger import paths
 from verger.cli import service_mac
+from verger.config import load_config
 from verger.errors import NotAMac
 from verger.macos.layout import LABEL, Layout
 from verger.macos.plist_rules import problems
 from verger.macos.source import Interpreter, source_of
+from verger.memory_fit import GIB, MachineMemory
 from verger.model_folder import HARMONY_TOKENS
 
 
@@ -312,8 +314,11 @@ def test_a_checkout_is_another_source_once_anything_of_it_changes(tmp_path: Path
     assert source_of(tmp_path).environment != first.environment
 
 
-def test_a_model_is_one_that_the_service_would_find(tmp_path: Path) -> None:
-    from verger.config import load_config
+def test_a_model_is_one_that_the_service_would_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = MachineMemory.of(128 * GIB)
+    monkeypatch.setattr(service_mac, "machine_memory", lambda: memory)
 
     def has_model(**flags: str) -> bool:
         config = load_config({f"engine.{name}": text for name, text in flags.items()}, environ={})
@@ -325,7 +330,10 @@ def test_a_model_is_one_that_the_service_would_find(tmp_path: Path) -> None:
     assert has_model()
     assert has_model(model="gpt-oss-20b")
     assert not has_model(model="gpt-oss-120b")
-    assert has_model(model=str(tmp_path))
+    assert has_model(model=str(tmp_path / "gpt-oss-20b"))
+    assert not has_model(model=str(tmp_path))
+    memory = MachineMemory.of(16 * GIB)
+    assert not has_model()
 
 
 def test_on_a_mac_the_services_socket_is_asked_too_unless_another_home_is_meant(

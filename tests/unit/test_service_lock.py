@@ -33,6 +33,7 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMac:
     monkeypatch.setattr(service_mac, "this_interpreter", lambda: fake.private_python)
     monkeypatch.setattr(service_mac, "this_mac", fake.mac)
     monkeypatch.setattr(setup, "machine_memory", lambda: MachineMemory.of(64 * GIB))
+    monkeypatch.setattr(service_mac, "machine_memory", lambda: MachineMemory.of(64 * GIB))
     return fake
 
 

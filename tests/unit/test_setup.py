@@ -30,6 +30,7 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMac:
     monkeypatch.setattr(service_mac, "this_mac", fake.mac)
     monkeypatch.setattr(setup, "ThisMachine", FakeMachine)
     monkeypatch.setattr(setup, "machine_memory", lambda: MachineMemory.of(64 * GIB))
+    monkeypatch.setattr(service_mac, "machine_memory", lambda: MachineMemory.of(64 * GIB))
     monkeypatch.setattr(setup, "free_bytes", lambda folder: 10**12)
     return fake
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from verger import paths
-from verger.catalogue import AUTO, EMBEDDED_ID, ModelPlaces, load_catalogue
+from verger.catalogue import ModelChoice, ModelPlaces, find_model, load_catalogue
+from verger.cli.machine import machine_memory
 from verger.config import Config, load_config
-from verger.errors import ConfigError, InstallError, NotAMac
+from verger.errors import ConfigError, InstallError, ModelFolderError, NotAMac
 from verger.macos.executor import Executor
 from verger.macos.launchd import LAUNCHCTL
 from verger.macos.layout import TEMPLATE_NAME, Layout
@@ -101,15 +102,18 @@ def this_mac() -> Mac:
 
 
 def _has_model(config: Config, models_dir: Path) -> bool:
-    """Whether the service would find what it shall serve."""
-    places = ModelPlaces(models_dir=models_dir, nano_dir=paths.nano_dir())
-    catalogue = load_catalogue(paths.catalogue_dir())
-    wanted = config.engine.model
-    if wanted in catalogue:
-        return places.is_complete(catalogue[wanted])
-    if wanted != AUTO:
-        return Path(wanted).is_dir()
-    return any(places.is_complete(model) for id, model in catalogue.items() if id != EMBEDDED_ID)
+    """Whether the service would find what it shall serve: asked as it asks itself."""
+    try:
+        found = find_model(
+            config.engine.model,
+            load_catalogue(paths.catalogue_dir()),
+            ModelPlaces(models_dir=models_dir, nano_dir=paths.nano_dir()),
+            memory=machine_memory(),
+            is_trial=False,
+        )
+    except ModelFolderError:
+        return False
+    return isinstance(found, ModelChoice)
 
 
 def _has_keys(file: Path) -> bool:
