@@ -13,6 +13,7 @@ import re
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
@@ -68,18 +69,18 @@ def write_archive(file: Path, sources: Mapping[str, Path]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_archive(file: Path, folder: Path) -> list[str]:
+def read_archive(file: BinaryIO, folder: Path) -> list[str]:
     """Check all of it, with its files written to the new `folder`, 0600. Raises BackupError."""
     folder.mkdir(mode=0o700)
     try:
-        with tarfile.open(file, mode="r:") as archive:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
             manifest = _manifest(archive)
             for entry in manifest.files:
                 _extract(archive, entry, folder / entry.name)
             if archive.next() is not None:
-                raise BackupError(f"{file} holds more than its manifest names")
+                raise BackupError(f"{file.name} holds more than its manifest names")
     except (tarfile.TarError, EOFError) as error:
-        raise BackupError(f"{file} is no archive of `verger backup`: {error}") from None
+        raise BackupError(f"{file.name} is no archive of `verger backup`: {error}") from None
     return [entry.name for entry in manifest.files]
 
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
@@ -22,11 +22,11 @@ from verger.cli.state_files import (
     DATABASE,
     check_database,
     collect,
-    owned_like,
     unused_database,
 )
 from verger.config import load_config
 from verger.errors import BackupError, ConfigError
+from verger.macos.owner import acting_for_owner
 
 
 def backup(
@@ -60,14 +60,10 @@ def restore(
     if not file.is_file():
         raise BackupError(f"there is no archive {file}")
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with restore_folder(home) as folder:
-            names = read_archive(file, folder / "new")
-            check_database(folder / "new" / DATABASE)
-            owned_like(home, folder / "new")
-            with unused_database(paths.database_file()):
-                _undo_cut_off(home, but=folder)
-                exchange(home, names, folder)
+        with file.open("rb") as content:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with acting_for_owner(home):
+                names = _restored(home, content)
     except OSError as error:
         reason = error.strerror or str(error)
         left = "nothing was changed"
@@ -77,10 +73,20 @@ def restore(
     print(f"Restored {len(names)} files to {home}. Next: start the server.")
 
 
+def _restored(home: Path, content: BinaryIO) -> list[str]:
+    with restore_folder(home) as folder:
+        names = read_archive(content, folder / "new")
+        check_database(folder / "new" / DATABASE)
+        with unused_database(paths.database_file()):
+            _undo_cut_off(home, but=folder)
+            exchange(home, names, folder)
+    return names
+
+
 def _settle(home: Path) -> None:
     """No mixture of old and new is backed up."""
     try:
-        with unused_database(paths.database_file()):
+        with acting_for_owner(home), unused_database(paths.database_file()):
             _undo_cut_off(home)
     except BackupError as error:
         raise BackupError(f"a restore was cut off and has to be undone first: {error}") from None

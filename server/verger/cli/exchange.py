@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from verger.cli.archive import digest
 from verger.cli.private_file import write_private
-from verger.cli.state_files import DATABASE, owned_like
+from verger.cli.state_files import DATABASE
 from verger.errors import BackupError
 
 PREFIX, JOURNAL = ".restore-", "journal"
@@ -100,9 +100,7 @@ def _begin(home: Path, names: Sequence[str], folder: Path, *, has_database: bool
 
 def _replace(home: Path, name: str, folder: Path) -> None:
     place, old = home / name, folder / "old" / name
-    if not place.parent.is_dir():
-        place.parent.mkdir(mode=0o700)
-        owned_like(home, place.parent)
+    place.parent.mkdir(mode=0o700, exist_ok=True)
     if place.exists():
         old.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.link(place, old)

@@ -26,7 +26,7 @@ def collect(home: Path, folder: Path) -> dict[str, Path]:
     for pattern in _PLAIN:
         for path in sorted(home.glob(pattern)):
             name = path.relative_to(home).as_posix()
-            is_linked = path.is_symlink() or path.parent.is_symlink() and path.parent != home
+            is_linked = any(link.is_symlink() for link in (path, path.parent) if link != home)
             if is_linked or not path.is_file() or not NAMES.fullmatch(name):
                 raise BackupError(f"{path} is not a plain file with a plain name; move it away")
             found[name] = path
@@ -75,15 +75,6 @@ def check_database(file: Path) -> None:
         raise BackupError(f"the archive's database is damaged: {found}")
     if version > len(MIGRATIONS):
         raise BackupError("a newer Verger has written the archive's database: use that one")
-
-
-def owned_like(home: Path, folder: Path) -> None:
-    """Root restores for whoever owns the state folder."""
-    if os.name == "nt" or os.geteuid() != 0:
-        return
-    owner = home.stat()
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _copied(file: Path, copy: Path) -> Path:
