@@ -155,6 +155,10 @@ def test_a_transcript_can_be_read_and_pasted() -> None:
         "# wait: until this fails, at most 3 s",
         "/bin/x",
     ]
+    refused = Run(what="look", argv=("/bin/x",), statuses=frozenset({1}))
+    silent = Run(what="look", argv=("/bin/x",), is_silent=True)
+    assert transcript([refused]).splitlines()[0] == "# look: this must fail"
+    assert transcript([silent]).splitlines()[0] == "# look: this must print nothing"
 
 
 def test_what_dscl_prints_is_read() -> None:

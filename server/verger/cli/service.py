@@ -79,7 +79,7 @@ def uninstall(
     with changing("service uninstall", is_dry=dry_run) as (mac, facts):
         steps = uninstall_steps(mac.layout, facts, is_purge=purge)
         if dry_run:
-            print(transcript(steps))
+            print(transcript(steps) or "# nothing to do")
             return
         mac.executor.carry_out(steps, is_undone=False)
     left = sorted(path for path in mac.layout.home.glob("*"))
@@ -236,7 +236,7 @@ def _pull_command(mac: Mac) -> str:
 
 def _carry_out(mac: Mac, steps: Sequence[Step], is_dry: bool, ending: str) -> None:
     if is_dry:
-        print(transcript(steps) if steps else "# nothing to do")
+        print(transcript(steps) or "# nothing to do")
         return
     mac.executor.carry_out(steps)
     print(ending if steps else f"Nothing to do. {ending}")

@@ -119,7 +119,9 @@ def _lines(step: Step) -> list[str]:
             return [f"# {step.what}"]
         case Run():
             checked = [f"#   checked: {shlex.join(step.check)}"] if step.check else []
-            return [f"# {step.what}", shlex.join(step.argv), *checked]
+            must = ": this must fail" if 0 not in step.statuses else ""
+            must = ": this must print nothing" if step.is_silent else must
+            return [f"# {step.what}{must}", shlex.join(step.argv), *checked]
         case Await():
             end = "succeeds" if step.wants_success else "fails"
             limit_s = step.attempts * step.pause_s
