@@ -126,6 +126,17 @@ def test_serve_without_the_engine_says_how_to_install_it(
     assert "verger[engine]" in outcome.err
 
 
+def test_nothing_is_served_of_a_state_that_is_half_restored(
+    verger: Verger, verger_home: Path
+) -> None:
+    journal = verger_home / ".restore-x" / "journal"
+    journal.parent.mkdir(parents=True)
+    journal.write_text("{}")
+    outcome = verger("serve")
+    assert outcome.status == 3
+    assert "was cut off: run it again" in outcome.err
+
+
 def test_what_the_gateway_is_told(tmp_path: Path, verger_home: Path) -> None:
     """An alias for the served model gets its id; one for another model is kept as it is."""
     nano = write_model_folder(tmp_path / "nano")

@@ -12,6 +12,7 @@ import typer
 
 from verger import log, paths
 from verger.catalogue import AbsentModel, ModelChoice, find_model, load_catalogue
+from verger.cli.exchange import is_cut_off
 from verger.cli.machine import has_engine, is_trial, machine_memory, model_places
 from verger.config import Config, LogConfig, is_loopback, load_config
 from verger.errors import NoKeys, StartupError
@@ -68,6 +69,11 @@ def _serve(read_config: Callable[[], Config], fake: Path | None, is_insecure: bo
     if not has_engine():
         raise StartupError(
             "the engine is not installed: run scripts/serve, or pip install 'verger[engine]'"
+        )
+    if is_cut_off(paths.home()):
+        raise StartupError(
+            f"a `verger restore` of {paths.home()} was cut off: run it again, or `verger backup "
+            "FILE`, which undoes it first"
         )
     choice = _choose(loaded)
     _say(_model_notice(choice))
