@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from scripts.first_hour_bonjour import SERVICE, found_from, served_id
-from scripts.first_hour_page import page
-from scripts.first_hour_panics import DOCTOR, DOCTOR_LIMIT_S, UNWELL, Before, before_all, since
-from scripts.first_hour_parts import VERGER, Fail, Part, Result, asked, carry_out
-from scripts.first_hour_power import measure_here
-from scripts.first_hour_process_type import compare_here
-from scripts.first_hour_run import Beside, Run, beside, run_command
+from scripts.hour.bonjour import SERVICE, found_from, served_id
+from scripts.hour.page import page
+from scripts.hour.panics import DOCTOR, DOCTOR_LIMIT_S, UNWELL, Before, before_all, since
+from scripts.hour.parts import VERGER, Fail, Part, Result, asked, carry_out
+from scripts.hour.power import measure_here
+from scripts.hour.process_type import compare_here
+from scripts.hour.run import Beside, Run, beside, run_command
 
 SCHEMA_VERSION = 2
 QUESTION_LIMIT_S = 60.0

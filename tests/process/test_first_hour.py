@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.first_hour_parts import VERGER, at
-from scripts.first_hour_process_type import Launchd, compare
-from scripts.first_hour_run import run_command
+from scripts.hour.parts import VERGER, at
+from scripts.hour.process_type import Launchd, compare
+from scripts.hour.run import run_command
 from tests.process.stand_ins import LAUNCHCTL, write_program
 from verger.cli.machine import has_engine
 

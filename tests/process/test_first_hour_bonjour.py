@@ -11,9 +11,9 @@ from threading import Thread
 import pytest
 import trustme
 
-from scripts.first_hour_bonjour import found_from, served_id
-from scripts.first_hour_parts import Fail, Skip, at
-from scripts.first_hour_run import run_command
+from scripts.hour.bonjour import found_from, served_id
+from scripts.hour.parts import Fail, Skip, at
+from scripts.hour.run import run_command
 from tests.certificates import write_certificate
 from tests.process.stand_ins import SSH, write_program
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.first_hour_parts import Fail, Skip
-from scripts.first_hour_power import (
+from scripts.hour.parts import Fail, Skip
+from scripts.hour.power import (
     MIN_SAMPLES,
     Sample,
     is_within,
@@ -19,7 +19,7 @@ from scripts.first_hour_power import (
     report,
     samples_of,
 )
-from scripts.first_hour_run import beside, run_command
+from scripts.hour.run import beside, run_command
 from tests.process.stand_ins import POWERMETRICS, write_program
 
 pytestmark = pytest.mark.process

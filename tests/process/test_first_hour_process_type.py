@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.first_hour_parts import Fail, Skip
-from scripts.first_hour_process_type import (
+from scripts.hour.parts import Fail, Skip
+from scripts.hour.process_type import (
     GONE_TRIES,
     KINDS,
     Launchd,
@@ -18,7 +18,7 @@ from scripts.first_hour_process_type import (
     compare_here,
     decode_ratio,
 )
-from scripts.first_hour_run import Done, run_command
+from scripts.hour.run import Done, run_command
 from tests.process.stand_ins import LAUNCHCTL, write_program
 
 pytestmark = pytest.mark.process

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.first_hour_run import (
+from scripts.hour.run import (
     NOT_FOUND,
     POLL_S,
     TIMED_OUT,

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from scripts.first_hour import BENCHES, PARTS, Means, main, parse, parts
-from scripts.first_hour_page import page
-from scripts.first_hour_panics import Before
-from scripts.first_hour_parts import Result
-from scripts.first_hour_run import Done
+from scripts.hour.page import page
+from scripts.hour.panics import Before
+from scripts.hour.parts import Result
+from scripts.hour.run import Done
 
 FLAGS = "model quick minutes hours second_machine service only out".split()
 NO_PANIC = {"check": "last panic", "level": "ok", "why": "none within 7 days", "fix": None}

@@ -1,13 +1,13 @@
 """The figures of the first hour, one line each, out of the parts' answers: pure.
 
-Used by `first_hour_page.py`. An answer is JSON of another program, so what is not in it is left
+Used by `page.py`. An answer is JSON of another program, so what is not in it is left
 out, not an error. Must not know how the page looks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from scripts.first_hour_parts import at, listed, number
+from scripts.hour.parts import at, listed, number
 
 GIB, MIB = 2**30, 2**20
 

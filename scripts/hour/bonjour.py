@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from urllib.parse import urlsplit
 
-from scripts.first_hour_parts import Fail, Skip, answer_of, at, listed
-from scripts.first_hour_run import NOT_FOUND, Run
+from scripts.hour.parts import Fail, Skip, answer_of, at, listed
+from scripts.hour.run import NOT_FOUND, Run
 
 SERVICE = "http://127.0.0.1:8374"
 PORT = 8374

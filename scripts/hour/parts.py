@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from scripts.first_hour_run import Done, Run
+from scripts.hour.run import Done, Run
 
 VERGER = (sys.executable, "-P", "-m", "verger.cli.main")
 MAX_OUTPUT_CHARACTERS = 4000

@@ -8,8 +8,8 @@ import json
 from collections.abc import Sequence
 from html import escape
 
-from scripts.first_hour_parts import Result
-from scripts.first_hour_rows import rows_of
+from scripts.hour.parts import Result
+from scripts.hour.rows import rows_of
 
 
 def page(title: str, results: Sequence[Result], running: str | None) -> str:

@@ -18,8 +18,8 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 from xml.parsers.expat import ExpatError
 
-from scripts.first_hour_parts import Skip, asked, at, number
-from scripts.first_hour_run import Beside, Run
+from scripts.hour.parts import Skip, asked, at, number
+from scripts.hour.run import Beside, Run
 
 INTERVAL_S = 1.0
 MIN_SAMPLES = 3

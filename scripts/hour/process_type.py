@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from scripts.first_hour_parts import Fail, Skip, answer_of, listed, number
-from scripts.first_hour_run import Done, Run
+from scripts.hour.parts import Fail, Skip, answer_of, listed, number
+from scripts.hour.run import Done, Run
 
 KINDS: Mapping[str, str | None] = {
     "interactive": "Interactive",

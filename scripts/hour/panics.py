@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.first_hour_parts import VERGER, Fail, Skip, asked, at, listed
-from scripts.first_hour_run import Run
+from scripts.hour.parts import VERGER, Fail, Skip, asked, at, listed
+from scripts.hour.run import Run
 
 CHECK = "last panic"
 DOCTOR = (*VERGER, "doctor", "--json")
