@@ -111,10 +111,10 @@ def last_panic(machine: Machine, facts: Facts) -> Finding:
         return Finding("last panic", Level.OK, f"none within {RECENT_PANIC.days} days")
     report = machine.read(REPORTS / name)
     if report is not None and b"IOGPU" in report:
-        why = f"macOS panicked on {when.date()}, in the GPU's memory: too much of it was in use"
+        why = f"macOS panicked on {when:%F %R}, in the GPU's memory: too much of it was in use"
         fix = "lower engine.max_rows, or set engine.kv_gib; and install macOS's updates"
         return Finding("last panic", Level.WARN, why, fix)
-    why = f"macOS panicked on {when.date()}"
+    why = f"macOS panicked on {when:%F %R}"
     return Finding("last panic", Level.WARN, why, f"sudo less {REPORTS / name}")
 
 
