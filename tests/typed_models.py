@@ -1,6 +1,6 @@
 """JSON against the official SDK's typed models: wrong types, missing fields, extra fields.
 
-Called by `validator` and `chat_answers`. The SDK itself accepts almost anything: its models allow
+Called by `validator`. The SDK itself accepts almost anything: its models allow
 extra fields, and it builds them without validating. Here nothing is let through.
 """
 

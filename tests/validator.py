@@ -7,20 +7,21 @@ judges whatever was sent, complete or broken off; must not know who sent or rece
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.shared import ErrorObject
 
-from tests.chat_answers import ChunkReader, Json, answer_faults
 from tests.typed_models import type_faults
+from verger.bench.chat_rules import Json, answer_faults
+from verger.bench.stream_rules import Shapes, stream_faults
 
 CHAT = "/v1/chat/completions"
 MODELS = "/v1/models"
 PAGES = ("/connect",)
 """For people: HTML that may load and run nothing."""
-DONE = "[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def _faults(exchange: Exchange) -> Iterator[str]:
     kind = exchange.headers.get("content-type", "").partition(";")[0]
     if exchange.status == 200 and kind == "text/event-stream":
         yield from stream_faults(
-            json.loads(exchange.request), exchange.body.decode(), exchange.is_complete
+            json.loads(exchange.request), exchange.body.decode(), exchange.is_complete, SHAPES
         )
         return
     is_preflight = exchange.status == 204 and not exchange.body
@@ -88,44 +89,6 @@ def completion_faults(request: Json, body: Json) -> list[str]:
     return list(answer_faults(request, body))
 
 
-def stream_faults(request: Json, body: str, is_complete: bool) -> list[str]:
-    """An answer in events; a stream that is broken off must still be valid as far as it got."""
-    events, found = _events(body, is_complete)
-    if found:
-        return found
-    if not request.get("stream"):
-        found.append("stream: not asked for")
-    if is_complete and DONE not in events:
-        found.append("stream: a clean end without [DONE]")
-    reader = ChunkReader(request)
-    for position, event in enumerate(events):
-        is_last = position == len(events) - 1
-        if event == DONE:
-            if not is_last:
-                found.append("stream: something after [DONE]")
-            reader.end()
-        elif "error" in (sent := json.loads(event)):
-            found += _error_object_faults(sent)
-            if not is_last:
-                found.append("stream: something after an error")
-        elif faults_of_chunk := type_faults(ChatCompletionChunk, sent):
-            found += faults_of_chunk
-            # What is not typed right cannot be read any further.
-            return found + reader.faults
-        else:
-            reader.feed(sent)
-    return found + reader.faults
-
-
-def assembled(request: Json, body: str) -> Json:
-    """The answer that a complete stream adds up to."""
-    reader = ChunkReader(request)
-    events, _ = _events(body, is_complete=True)
-    for event in events[:-1]:
-        reader.feed(json.loads(event))
-    return reader.whole()
-
-
 def error_faults(status: int, headers: Mapping[str, str], body: Any) -> list[str]:
     """A refusal in OpenAI's shape; one that may pass says when to come back."""
     found = _error_object_faults(body)
@@ -157,12 +120,4 @@ def _list_faults(body: Any) -> list[str]:
     return [fault for model in body["data"] for fault in type_faults(Model, model)]
 
 
-def _events(body: str, is_complete: bool) -> tuple[list[str], list[str]]:
-    """The data of each event, and what is wrong with the framing; comments are skipped."""
-    *frames, rest = body.split("\n\n")
-    found = ["stream: ends in the middle of an event"] if rest and is_complete else []
-    frames = [frame for frame in frames if not frame.startswith(":")]
-    for frame in frames:
-        if not frame.startswith("data: ") or "\n" in frame:
-            found.append(f"stream: {frame!r} is not one line of data")
-    return [frame.removeprefix("data: ") for frame in frames], found
+SHAPES = Shapes(chunk=partial(type_faults, ChatCompletionChunk), error=_error_object_faults)

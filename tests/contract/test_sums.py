@@ -8,7 +8,7 @@ import pytest
 from tests.chat_answers import same_answer, same_usage
 from tests.contract.live import MODEL_ID, Live
 from tests.traffic import WatchedTransport
-from tests.validator import assembled
+from verger.bench.stream_rules import assembled
 
 pytestmark = pytest.mark.process
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.chat_answers import same_answer
-from tests.validator import CHAT, Exchange, assembled, faults
+from tests.validator import CHAT, Exchange, faults
+from verger.bench.stream_rules import assembled
 
 Json = dict[str, Any]
 Mutation = Callable[[Any], object]
@@ -163,6 +164,12 @@ COMPLETION_MUTATIONS: list[tuple[Mutation, str]] = [
             top_logprobs=TOKENS[0]["top_logprobs"] * 2
         ),
         "more than were asked for",
+    ),
+    (
+        lambda c: c["choices"][0]["logprobs"]["content"][0].update(
+            top_logprobs=[{"token": "x", "bytes": [120], "logprob": p} for p in (-2.0, -1.0)]
+        ),
+        "not the most likely first",
     ),
 ]
 
