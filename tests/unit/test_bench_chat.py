@@ -189,6 +189,8 @@ def test_an_answer_without_a_length_ends_with_the_connection() -> None:
         (b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nfull", "503: full"),
         (HEAD + b"\r\n" + b"data: " + delta(content="a") + b"\n\n", r"ended before \[DONE\]"),
         (HEAD + b"transfer-encoding: chunked\r\n\r\nff\r\ndata", "connection failed"),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n: \r\n", "connection failed"),
+        (HEAD + b"content-length: 9\r\n\r\n: \n", "connection failed"),
         (HEAD + b"transfer-encoding: chunked\r\n\r\nxyz\r\n", "not HTTP"),
         (b"SSH-2.0\r\n", "no response"),
         (b"", "no response"),

@@ -1,7 +1,8 @@
 """A small HTTP/1.1 client for streams: one connection per request, events as they arrive.
 
-Used by `replay.py`, `second_turn.py` and `stall.py`, which need many requests at once and the
-moment of each event, from Verger or from any other server. Must not know what the events say.
+Used by `replay.py`, `second_turn.py`, `stall.py` and `soak_client.py`, which need many requests at
+once, from Verger or from any other server, and the moment of each event. Must not know what the
+events say.
 Server-sent events: WHATWG HTML; chunked transfer coding: RFC 9112 section 7.1.
 """
 
@@ -9,7 +10,7 @@ import asyncio
 import time
 from asyncio import StreamReader
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -40,10 +41,17 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class _Response:
+class Response:
+    """A status, headers with names and values in lower case, and a body still to come."""
+
     status: int
     headers: Mapping[str, str]
     reader: StreamReader
+
+    def parts(self) -> AsyncGenerator[bytes]:
+        """The body as it arrives. Raises OSError, IncompleteReadError, ValueError or ReadError
+        where it breaks off or is not HTTP's."""
+        return _body(self)
 
 
 def parse_url(url: str) -> Endpoint:
@@ -61,10 +69,8 @@ async def events(endpoint: Endpoint, path: str, body: bytes, key: str) -> AsyncG
 
     Raises ReadError for a refusal or a broken answer. How long it may take is the caller's to say.
     """
-    head = f"POST {endpoint.path}{path} HTTP/1.1\r\ncontent-type: application/json\r\n"
-    head += f"content-length: {len(body)}\r\n"
     try:
-        async with _send(endpoint, head, body, key) as response:
+        async with post(endpoint, path, body, key) as response:
             if response.status != 200:
                 refusal = await _start_of(response)
                 raise ReadError(f"{response.status}: {refusal.decode('utf-8', 'replace')}")
@@ -75,6 +81,15 @@ async def events(endpoint: Endpoint, path: str, body: bytes, key: str) -> AsyncG
         raise ReadError(f"the connection failed: {error}") from None
     except ValueError as error:
         raise ReadError(f"not HTTP: {error}") from None
+
+
+def post(
+    endpoint: Endpoint, path: str, body: bytes, key: str
+) -> AbstractAsyncContextManager[Response]:
+    """Send JSON; leaving closes the connection. Raises what `Response.parts` raises."""
+    head = f"POST {endpoint.path}{path} HTTP/1.1\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\n"
+    return _send(endpoint, head, body, key)
 
 
 async def get(endpoint: Endpoint, path: str, key: str, limit_s: float) -> bytes | None:
@@ -93,7 +108,7 @@ async def get(endpoint: Endpoint, path: str, key: str, limit_s: float) -> bytes 
 
 
 @asynccontextmanager
-async def _send(endpoint: Endpoint, head: str, body: bytes, key: str) -> AsyncIterator[_Response]:
+async def _send(endpoint: Endpoint, head: str, body: bytes, key: str) -> AsyncIterator[Response]:
     """A connection for one request; a limit on all of it is the caller's."""
     async with asyncio.timeout(CONNECT_S):
         reader, writer = await asyncio.open_connection(
@@ -110,7 +125,7 @@ async def _send(endpoint: Endpoint, head: str, body: bytes, key: str) -> AsyncIt
         writer.transport.abort()
 
 
-async def _response(reader: StreamReader) -> _Response:
+async def _response(reader: StreamReader) -> Response:
     version, _, rest = (await reader.readline()).decode("latin-1").partition(" ")
     if not version.startswith("HTTP/1."):
         raise ReadError("no response")
@@ -120,23 +135,32 @@ async def _response(reader: StreamReader) -> _Response:
         headers[name.lower()] = value.strip().lower()
         if len(headers) > MAX_HEADERS:
             raise ReadError(f"more than {MAX_HEADERS} headers")
-    return _Response(int(rest[:3]), headers, reader)
+    return Response(int(rest[:3]), headers, reader)
 
 
-async def _body(response: _Response) -> AsyncGenerator[bytes]:
+async def _body(response: Response) -> AsyncGenerator[bytes]:
     """Parts of the body as they arrive, in whichever of the three ways it is delimited."""
     reader, headers = response.reader, response.headers
     if headers.get("transfer-encoding") == "chunked":
-        while size := int((await reader.readline()).split(b";")[0], 16):
+        while size := _chunk_bytes(await reader.readline()):
             if size > MAX_BODY_BYTES:
                 raise ReadError(f"a chunk of more than {MAX_BODY_BYTES} bytes")
             yield await reader.readexactly(size)
             await reader.readexactly(2)
         return
-    remaining = int(headers["content-length"]) if "content-length" in headers else MAX_BODY_BYTES
+    is_counted = "content-length" in headers
+    remaining = int(headers["content-length"]) if is_counted else MAX_BODY_BYTES
     while remaining > 0 and (part := await reader.read(min(remaining, 65_536))):
         remaining -= len(part)
         yield part
+    if is_counted and remaining:
+        raise asyncio.IncompleteReadError(b"", remaining)
+
+
+def _chunk_bytes(line: bytes) -> int:
+    if not line:
+        raise asyncio.IncompleteReadError(line, None)
+    return int(line.split(b";")[0], 16)
 
 
 async def _data(parts: AsyncIterator[bytes]) -> AsyncGenerator[Event]:
@@ -152,7 +176,7 @@ async def _data(parts: AsyncIterator[bytes]) -> AsyncGenerator[Event]:
                 yield Event(at_s, line.removeprefix(b"data:").strip())
 
 
-async def _start_of(response: _Response) -> bytes:
+async def _start_of(response: Response) -> bytes:
     """Enough of a refusal to show."""
     received = b""
     async with aclosing(_body(response)) as parts:

@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
-from msgspec import Struct
 
 from verger.bench.children import BenchError, Child, child, free_port, wait_ready
 from verger.bench.client import Endpoint, events
@@ -31,13 +30,13 @@ from verger.bench.fallback_report import (
 from verger.bench.loopback import FAST, PACE_TOK_S, PACED
 from verger.bench.processes import processes
 from verger.bench.reader import ReadError
+from verger.bench.served import made_key
 
 PROVIDER = "loopback"
 LATENCY_TOKENS = 4
 WARM_UP = 20
 CHECKED_LIMIT_S = 30.0
 POLL_S = 0.05
-COMMAND_LIMIT_S = 60.0
 ANSWER_LIMIT_S = 600.0
 _CONFIG = """
 [spill]
@@ -49,12 +48,6 @@ base_url = "http://127.0.0.1:{port}/v1"
 models = {{ fast = "fast", paced = "paced" }}
 price = {{ input_usd = 0.1, output_usd = 0.4 }}
 """
-
-
-class _Made(Struct):
-    """What `verger keys add --json` prints."""
-
-    secret: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +161,7 @@ async def _start(folder: Path, stack: AsyncExitStack) -> _Bench:
     loopback = ["-m", "verger.bench.loopback", str(provider_port)]
     provider = await stack.enter_async_context(child("provider", loopback, folder))
     await wait_ready(provider, provider_port, time.monotonic())
-    key = await _make_key(folder, variables)
+    key = await made_key(folder, home, "bench", "--route", "any", "--budget", "1000")
     serve = ["-m", "verger.cli.main", "serve", "--host", "127.0.0.1", "--port", str(port)]
     serve += ["--model", "nano"]
     server = await stack.enter_async_context(child("server", serve, folder, variables))
@@ -180,23 +173,6 @@ async def _start(folder: Path, stack: AsyncExitStack) -> _Bench:
     )
     await _wait_checked(bench.through)
     return bench
-
-
-async def _make_key(folder: Path, variables: dict[str, str]) -> str:
-    """A key that may be served by providers, as an administrator makes one."""
-    command = ["-m", "verger.cli.main", "keys", "add", "bench", "--route", "any"]
-    command += ["--budget", "1000", "--json"]
-    async with child("keys", command, folder, variables) as adding:
-        assert adding.process.stdout is not None
-        try:
-            async with asyncio.timeout(COMMAND_LIMIT_S):
-                printed = await adding.process.stdout.read()
-                await adding.process.wait()
-        except TimeoutError:
-            raise adding.failure("did not end") from None
-        if adding.process.returncode:
-            raise adding.failure("made none")
-    return msgspec.json.decode(printed, type=_Made).secret
 
 
 async def _wait_checked(through: Way) -> None:

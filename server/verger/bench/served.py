@@ -26,8 +26,15 @@ IDLE_LIMIT_S = 600.0
 IDLE_POLL_S = 0.5
 QUIET_S = 2.0
 """So long must nothing change: the counters are at most a second old."""
+COMMAND_LIMIT_S = 60.0
 END_LIMIT_S = 120.0
 """A server may have prefixes to write before it ends."""
+
+
+class _Made(Struct):
+    """What `verger keys add --json` prints."""
+
+    secret: str
 
 
 class _Rows(Struct, frozen=True):
@@ -58,6 +65,11 @@ class _Memory(Struct, frozen=True):
     kv_bytes: int
 
 
+class _Key(Struct, frozen=True):
+    name: str
+    running: int
+
+
 class Status(Struct, frozen=True):
     """The part of `/v1/status` that is looked at; counters run from the engine's start."""
 
@@ -65,6 +77,7 @@ class Status(Struct, frozen=True):
     tokens: _Tokens
     cache: _Cache
     memory: _Memory
+    keys: tuple[_Key, ...] = ()
 
     @property
     def is_idle(self) -> bool:
@@ -117,6 +130,22 @@ async def started(
         ready_s = await wait_ready(server, port, started_s)
         endpoint = Endpoint("127.0.0.1", port, "/v1")
         yield Started(endpoint, server.process.pid, ready_s, server.log)
+
+
+async def made_key(folder: Path, home: Path, name: str, *flags: str) -> str:
+    """A key for a server that is started afterwards, as an administrator makes it."""
+    command = ["-m", "verger.cli.main", "keys", "add", name, *flags, "--json"]
+    async with child(f"keys-{name}", command, folder, {"VERGER_HOME": str(home)}) as adding:
+        assert adding.process.stdout is not None
+        try:
+            async with asyncio.timeout(COMMAND_LIMIT_S):
+                printed = await adding.process.stdout.read()
+                await adding.process.wait()
+        except TimeoutError:
+            raise adding.failure("did not end") from None
+        if adding.process.returncode:
+            raise adding.failure("made none")
+    return msgspec.json.decode(printed, type=_Made).secret
 
 
 async def read_status(endpoint: Endpoint, key: str = "") -> Status | None:
