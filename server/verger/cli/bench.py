@@ -19,6 +19,7 @@ from verger.cli.bench_shared import (
     show,
     verdict,
 )
+from verger.cli.bench_soak import soak
 from verger.cli.bench_stall import stall
 from verger.cli.machine import memory_bytes
 from verger.errors import StartupError
@@ -48,6 +49,7 @@ bench.command()(replay)
 bench.command()(stall)
 bench.command()(rates)
 bench.command()(fallback)
+bench.command()(soak)
 
 
 @bench.command()
