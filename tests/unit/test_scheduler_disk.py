@@ -10,7 +10,7 @@ from verger.engine.prefix_cache import Kind
 from verger.engine.prefix_files import SaveOrder
 from verger.engine.sequence import Checkpoint, Sequence
 from verger.engine.steps import Place
-from verger.messages import Submit
+from verger.messages import BACKGROUND, FinishReason, Submit
 
 
 def text(count: int, seed: int = 0) -> list[int]:
@@ -43,6 +43,16 @@ def saved_engine() -> Engine:
     engine.run()
     engine.disk.settle(engine.now_s)
     assert engine.disk.files
+    return engine
+
+
+def twice_saved_engine() -> Engine:
+    """Two conversations of 2,000 tokens that have nothing in common, on disk."""
+    engine = saved_engine()
+    engine.run(submit(5, text(2_000, seed=5)))
+    engine.scheduler.kv.order_saves(now_s=engine.now_s + 60, limit=100)
+    engine.run()
+    engine.disk.settle(engine.now_s)
     return engine
 
 
@@ -128,12 +138,7 @@ def opened_at(opened: Opened | Shortage) -> tuple[Place, int]:
 
 
 def test_one_prefix_is_read_at_a_time_and_the_next_one_waits_for_it() -> None:
-    before = saved_engine()
-    before.run(submit(5, text(2_000, seed=5)))
-    before.scheduler.kv.order_saves(now_s=before.now_s + 60, limit=100)
-    before.run()
-    before.disk.settle(before.now_s)
-    engine = restarted(before)
+    engine = restarted(twice_saved_engine())
     for request_id, seed in ((2, 0), (3, 5)):
         engine.submit(submit(request_id, text(2_000, seed) + text(30, seed=1)))
     engine.step()
@@ -152,6 +157,21 @@ def test_who_leaves_while_his_prefix_is_read_leaves_the_disk_to_the_next() -> No
     assert engine.scheduler.cache_stats().bytes == 0, "nobody wants it any more"
     run_with_disk(engine, submit(3, text(2_000) + text(30, seed=1)))
     assert engine.finished(3).cached_tokens == 1_999
+
+
+def test_a_prefix_that_is_read_for_the_background_keeps_nobody_waiting() -> None:
+    """Who waits needs a file as well; and the background, whose turn comes when nobody waits any
+    more, would never give up the disk."""
+    engine = restarted(twice_saved_engine())
+    refill = Submit(2, text(2_000) + text(30, seed=1), 0, [1], priority=BACKGROUND)
+    engine.submit(refill)
+    engine.step()
+    engine.submit(submit(3, text(2_000, seed=5) + text(30, seed=2)))
+    for _ in range(20):
+        engine.disk.settle(engine.now_s)
+        engine.step()
+    assert engine.finished(3).cached_tokens == 1_999
+    assert engine.finished(2).reason is FinishReason.LENGTH
 
 
 @pytest.mark.slow

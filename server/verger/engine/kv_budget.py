@@ -251,6 +251,11 @@ class KVBudget:
             readback.sequence.has_read = readback.sequence.reads >= MAX_READS
         return readback is not None
 
+    def stop_background_reading(self) -> None:
+        """Somebody waits, and may need the disk: the background would keep it until nobody does."""
+        if self._readback is not None and self._readback.sequence.is_background:
+            self.stop_reading()
+
     def lose_file(self, name: str) -> None:
         """It could not be read."""
         if self._readback is not None:

@@ -260,6 +260,7 @@ class Scheduler:
         )
         self._is_claimed = False
         if self._queue.has_urgent:
+            self.kv.stop_background_reading()
             for row in [row for row in self._rows.values() if row.is_background]:
                 self._preempt(row)
         for sequence in self._queue.candidates(self._rows.values(), self.steps):
