@@ -12,7 +12,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_TOP_LOGPROBS = 20
 
@@ -242,6 +242,8 @@ class Stats(Struct, frozen=True, array_like=True, tag="stats"):
     peak_bytes: int
     cache: CacheStats = CacheStats()
     prefill: PrefillStats = PrefillStats()
+    buffer_bytes: int = 0
+    """Freed, and kept for what comes; not among the active ones."""
 
 
 class Heartbeat(Struct, frozen=True, array_like=True, tag="heartbeat"):

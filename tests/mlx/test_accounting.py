@@ -250,6 +250,17 @@ def test_active_memory_is_weights_and_accounted_kv(seed: int) -> None:
     assert settled_bytes() - weights - direct.runner.kv.ring_bytes < LEFT_BYTES
 
 
+def test_free_buffers_are_told_apart_from_what_is_held() -> None:
+    direct = Direct(wide_kv_gpt_oss(), MAX_ROWS)
+    before = direct.runner.memory()
+    freed = mx.zeros(2**24, mx.uint8)
+    mx.eval(freed)
+    del freed
+    after = direct.runner.memory()
+    assert after.buffer_bytes - before.buffer_bytes >= 2**24
+    assert after.active_bytes - before.active_bytes < 2**20
+
+
 @pytest.mark.parametrize("is_shared", [False, True], ids=["own block", "shared block"])
 def test_a_prefix_moves_in_and_out_a_layer_at_a_time(
     is_shared: bool, monkeypatch: pytest.MonkeyPatch

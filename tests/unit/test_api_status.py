@@ -76,7 +76,7 @@ PREFILL = PrefillStats(
     best_tokens_s=700.04,
     efficiency=0.81234,
 )
-STATS = Stats(1, 2, 3, 4, 5, 6, 7, 8, CACHE, PREFILL)
+STATS = Stats(1, 2, 3, 4, 5, 6, 7, 8, CACHE, PREFILL, 9)
 
 
 def test_every_figure_stands_in_its_place() -> None:
@@ -130,7 +130,7 @@ def test_every_figure_stands_in_its_place() -> None:
             "note": None,
         },
         "admission": asdict(ADMISSION),
-        "memory": {"kv_bytes": 6, "active_bytes": 7, "peak_bytes": 8},
+        "memory": {"kv_bytes": 6, "active_bytes": 7, "peak_bytes": 8, "buffer_bytes": 9},
         "needs_key": True,
         "keys": [{"name": "ada", "tenant": "office", "running": 1, "requests": 9}],
     }

@@ -70,6 +70,7 @@ FROM_ENGINE: list[FromEngine] = [
         *(1, 2, 3, 4, 5, 6, 7, 8),
         CacheStats(nodes=9, disk_off_reason="full"),
         PrefillStats(0.25, 96, 0.2, 700.0, 0.5, False),
+        buffer_bytes=10,
     ),
     Heartbeat(3),
     Fatal("no memory", is_permanent=True),
@@ -92,7 +93,7 @@ FIELDS = {
     Finished: "request_id reason prompt_tokens completion_tokens cached_tokens",
     Found: "lookup_id memory_tokens disk_tokens",
     Stats: "running waiting steps prefill_tokens decode_tokens kv_bytes active_bytes peak_bytes "
-    "cache prefill",
+    "cache prefill buffer_bytes",
     CacheStats: "nodes bytes limit_bytes asked_tokens cached_tokens evictions preemptions "
     "background_tokens disk_files disk_bytes disk_written_bytes disk_read_bytes disk_off_reason "
     "token_bytes window_bytes",
@@ -116,7 +117,7 @@ def test_what_the_engine_sends_arrives(message: FromEngine) -> None:
 
 def test_fields_are_only_appended_and_every_change_has_a_version() -> None:
     """Whoever changes a struct changes this table and PROTOCOL_VERSION together."""
-    assert PROTOCOL_VERSION == 5
+    assert PROTOCOL_VERSION == 6
     for struct, fields in FIELDS.items():
         assert " ".join(struct.__struct_fields__) == fields, struct
 

@@ -77,11 +77,12 @@ class Prefill(Struct, frozen=True, kw_only=True):
 
 
 class Memory(Struct, frozen=True, kw_only=True):
-    """Of the engine's device."""
+    """Of the engine's device; buffers are free, and kept for the arrays to come."""
 
     kv_bytes: int
     active_bytes: int
     peak_bytes: int
+    buffer_bytes: int
 
 
 class Admission(Struct, frozen=True, kw_only=True):
@@ -207,6 +208,7 @@ def status_of(facts: GatewayFacts, stats: Stats | None) -> Status:
             kv_bytes=stats.kv_bytes,
             active_bytes=stats.active_bytes,
             peak_bytes=stats.peak_bytes,
+            buffer_bytes=stats.buffer_bytes,
         ),
         needs_key=facts.needs_key,
         keys=facts.keys,

@@ -163,6 +163,7 @@ class Loop:
             peak_bytes=memory.peak_bytes,
             cache=self._cache_stats(),
             prefill=self._scheduler.pacer.stats(),
+            buffer_bytes=memory.buffer_bytes,
         )
 
     def _cache_stats(self) -> CacheStats:

@@ -238,11 +238,13 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the device holds: KV of rows, spans and windows; all live arrays; the highest so far."""
+    """What the device holds: KV of rows, spans and windows; all live arrays; the highest so far;
+    buffers that are free, for the arrays to come."""
 
     kv_bytes: int
     active_bytes: int
     peak_bytes: int
+    buffer_bytes: int = 0
 
 
 class Runner(Protocol):

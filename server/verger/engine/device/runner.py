@@ -219,7 +219,8 @@ class MlxRunner:
 
     def memory(self) -> Memory:
         """All KV, live arrays, and the peak."""
-        return Memory(self._held.kv_bytes, mx.get_active_memory(), mx.get_peak_memory())
+        active_bytes, peak_bytes = mx.get_active_memory(), mx.get_peak_memory()
+        return Memory(self._held.kv_bytes, active_bytes, peak_bytes, mx.get_cache_memory())
 
     def _row_kv(self, request_id: int) -> RowKV:
         return self._rows[request_id].kv
