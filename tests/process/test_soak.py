@@ -154,4 +154,4 @@ def test_a_real_server_answers_all_and_keeps_nothing() -> None:
     assert report.are_copies_met, report.examples
     assert report.is_restored, report.remains
     assert report.memory is not None
-    assert report.memory.engine.end_bytes > report.memory.gateway.end_bytes > 10 * 2**20
+    assert report.memory.engine.peak_bytes > report.memory.gateway.peak_bytes > 10 * 2**20

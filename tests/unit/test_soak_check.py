@@ -126,7 +126,7 @@ def test_arguments_that_max_tokens_has_cut_are_not_judged() -> None:
     call = {**CALL, "function": {"name": "f", "arguments": '{"a":'}}
     cut = answer(None, "length", call)
     verdict = judge(asked(CALLED, logprobs=None, max_tokens=7), cut)
-    assert verdict == Verdict(Outcome.ANSWERED, is_copy=True)
+    assert verdict == Verdict(Outcome.ANSWERED, "", True, '[["", ["f", "{\\"a\\":"]]]')
 
 
 @pytest.mark.parametrize(

@@ -27,14 +27,14 @@ Pss_Anon:            800 kB
 
 
 def samples(
-    gateway: list[int | None], engine: list[int | None], kv: list[int] | None = None
+    gateway: list[int | None], engine: list[int | None], bounded: list[int] | None = None
 ) -> list[Sample]:
     """One per twelfth of a soak."""
-    kv = kv or [0] * len(gateway)
+    bounded = bounded or [0] * len(gateway)
     count = len(gateway)
     return [
         Sample(number / count, *held)
-        for number, held in enumerate(zip(gateway, engine, kv, strict=True))
+        for number, held in enumerate(zip(gateway, engine, bounded, strict=True))
     ]
 
 
@@ -69,12 +69,12 @@ def test_growth_is_between_the_medians_of_the_second_and_the_last_quarter() -> N
     # Before it is warm it may take what it likes; a peak is told and does not count.
     gateway: list[int | None] = [1, 2, 3, 100, 100, 900, 0, 0, 0, 110, 110, 300]
     engine: list[int | None] = [1, 1, 1, 1000, 1000, 1000, 0, 0, 0, 1500, 1500, 1500]
-    kv = [0, 0, 0, 200, 200, 200, 0, 0, 0, 600, 600, 600]
-    memory = memory_of(samples(gateway, engine, kv), 0, TARGET_MINUTES)
+    bounded = [0, 0, 0, 200, 200, 200, 0, 0, 0, 600, 600, 600]
+    memory = memory_of(samples(gateway, engine, bounded), 0, TARGET_MINUTES)
     assert memory is not None
-    assert (memory.gateway.warm_bytes, memory.gateway.end_bytes) == (100, 110)
+    assert memory.gateway.quarter_bytes == [2, 100, 0, 110]
     assert (memory.gateway.peak_bytes, memory.gateway.growth_ratio) == (900, 0.1)
-    assert (memory.engine.growth_bytes, memory.engine.kv_bytes) == (500, 400)
+    assert (memory.engine.growth_bytes, memory.engine.bounded_bytes) == (500, 400)
     assert memory.engine.growth_ratio == 0.1
     assert memory.is_met
 
@@ -96,8 +96,16 @@ def test_a_short_soak_is_not_judged() -> None:
         assert memory.is_met is None
 
 
-def test_without_samples_of_both_times_there_is_nothing_to_compare() -> None:
+def test_what_is_seen_after_the_end_counts_to_the_last_quarter() -> None:
+    told = [*samples([100] * 4, [100] * 4), Sample(1.2, 300, 100, 0)]
+    memory = memory_of(told, 0, None)
+    assert memory is not None
+    assert memory.gateway.quarter_bytes == [100, 100, 100, 200]
+
+
+def test_without_samples_of_each_quarter_there_is_nothing_to_compare() -> None:
     assert memory_of([], 0, None) is None
+    assert memory_of(samples([100] * 3, [100] * 3), 0, None) is None
     assert memory_of(samples([100] * 12, [None] * 12), 0, None) is None
     assert memory_of(samples([100, 100], [100, 100]), 0, None) is None
 
@@ -115,11 +123,11 @@ def test_the_sampler_ends_at_its_bound_and_notices_another_engine(
     monkeypatch.setattr(soak_memory, "_child_of", lambda pid: next(pids))
     monkeypatch.setattr(soak_memory, "footprint_bytes", lambda pid: pid * 10)
 
-    async def kv_bytes() -> int:
+    async def bounded_bytes() -> int:
         return 7
 
-    sampler = Sampler(5, lambda: 0.5, kv_bytes, interval_s=0.0)
+    sampler = Sampler(5, lambda: 0.5, bounded_bytes, interval_s=0.0)
     asyncio.run(sampler.run())
     assert [one.engine_bytes for one in sampler.samples] == [None, 110, 110, None, 120, 120]
-    assert {(one.gateway_bytes, one.kv_bytes) for one in sampler.samples} == {(50, 7)}
+    assert {(one.gateway_bytes, one.bounded_bytes) for one in sampler.samples} == {(50, 7)}
     assert sampler.engine_restarts == 1

@@ -63,6 +63,7 @@ class _Cache(Struct, frozen=True):
 
 class _Memory(Struct, frozen=True):
     kv_bytes: int
+    buffer_bytes: int = 0
 
 
 class _Key(Struct, frozen=True):

@@ -38,7 +38,7 @@ REFUSED_PAUSE_S = 1.0
 """A client that was refused does not come back at once."""
 KEYS = {"ada": (), "ben": (), "night": ("--class", "batch")}
 """Of our own server: whose requests they are, and with which flags the key is made."""
-WATCHER = "watcher"
+WATCHER, ALONE = "watcher", "alone"
 NANO_KV_GIB = 0.5
 """nano leaves so much memory to KV that no soak would see a prefix evicted."""
 DISK_GIB = 1
@@ -54,6 +54,8 @@ class _Subject:
     model: str
     keys: Sequence[str]
     watch_key: str
+    alone_key: str
+    """Whose tenant has nothing cached, where the server is ours."""
     pid: int | None
 
 
@@ -69,15 +71,17 @@ async def measure(plan: SoakPlan, notify: Callable[[str], None]) -> SoakReport:
 async def _subject(plan: SoakPlan, folder: Path) -> AsyncIterator[_Subject]:
     if plan.running is not None:
         running = plan.running
-        yield _Subject(running.endpoint, running.model, [running.key], running.key, None)
+        key = running.key
+        yield _Subject(running.endpoint, running.model, [key], key, key, None)
         return
     assert plan.own is not None
     home = folder / "home"
     home.mkdir()
     watch_key = await made_key(folder, home, WATCHER, "--admin")
+    alone_key = await made_key(folder, home, ALONE, "--tenant", ALONE)
     keys = [await made_key(folder, home, name, *flags) for name, flags in KEYS.items()]
     async with started(plan.own, home, _settings(plan)) as server:
-        yield _Subject(server.endpoint, plan.model, keys, watch_key, server.pid)
+        yield _Subject(server.endpoint, plan.model, keys, watch_key, alone_key, server.pid)
 
 
 def _settings(plan: SoakPlan) -> dict[str, str]:
@@ -108,6 +112,7 @@ class _Soak:
         await self._ask_all()
         elapsed_s = time.monotonic() - self._started_s
         self.notify("waiting until the server is idle")
+        await self._explain_wrong_copies()
         remains = await self._remains(before)
         return self._report(elapsed_s, remains)
 
@@ -138,13 +143,21 @@ class _Soak:
             for asked in turns:
                 if self._progress() >= 1 or self.tally.is_hopeless:
                     return
-                verdict = await self._ask(asked)
+                verdict = await self._ask(asked, self.subject.keys[asked.client])
                 self.tally.note(asked, verdict)
-                if verdict.outcome is Outcome.OVERLOADED:
+                if verdict.outcome in (Outcome.OVERLOADED, Outcome.FAILED):
                     await asyncio.sleep(REFUSED_PAUSE_S)
 
-    async def _ask(self, asked: Ask) -> Verdict:
-        key = self.subject.keys[asked.client]
+    async def _explain_wrong_copies(self) -> None:
+        """Ask nano each once more, one after the other."""
+        alone = Verdict(Outcome.ANSWERED)
+        for asked, verdict in self.tally.unexplained:
+            # A server that does not answer any more is not asked again.
+            if alone.outcome is Outcome.ANSWERED:
+                alone = await self._ask(replace(asked, leave=None), self.subject.alone_key)
+            self.tally.explain(asked, verdict, alone)
+
+    async def _ask(self, asked: Ask, key: str) -> Verdict:
         target = Target(self.subject.endpoint, self.subject.model, key)
         reply = await reply_to(target, asked, ANSWER_LIMIT_S)
         return judge(asked if self.plan.is_copier else replace(asked, expected=None), reply)
@@ -157,18 +170,18 @@ class _Soak:
         return self.tally.requests / self.plan.requests
 
     async def _plain(self) -> Verdict:
-        return await self._ask(plain(self.subject.model))
+        return await self._ask(plain(self.subject.model), self.subject.keys[0])
 
     async def _sample(self) -> None:
         if self.subject.pid is None:
             return
         interval_s = interval_of(self.plan.minutes)
-        self._sampler = Sampler(self.subject.pid, self._progress, self._kv_bytes, interval_s)
+        self._sampler = Sampler(self.subject.pid, self._progress, self._bounded_bytes, interval_s)
         await self._sampler.run()
 
-    async def _kv_bytes(self) -> int:
+    async def _bounded_bytes(self) -> int:
         status = await read_status(self.subject.endpoint, self.subject.watch_key)
-        return status.memory.kv_bytes if status else 0
+        return status.memory.kv_bytes + status.memory.buffer_bytes if status else 0
 
     async def _settled(self) -> Status | None:
         return await settled_status(self.subject.endpoint, self.subject.watch_key)
@@ -185,8 +198,10 @@ class _Soak:
         farewell = await self._plain()
         if farewell.outcome is not Outcome.ANSWERED:
             found.append(f"a plain question is {farewell.outcome.value}: {farewell.reason}")
-        if self._sampler and self._sampler.engine_restarts:
-            found.append(f"the engine was restarted {self._sampler.engine_restarts} times")
+        if self._sampler:
+            await self._sampler.find_engine()
+            if restarts := self._sampler.engine_restarts:
+                found.append(f"the engine was restarted, {restarts} times")
         return found
 
     def _report(self, elapsed_s: float, remains: list[str]) -> SoakReport:
@@ -208,6 +223,7 @@ class _Soak:
             counts=tally.counts(),
             is_sound=tally.is_sound,
             copies=tally.copies,
+            own_mistakes=tally.own_mistakes,
             wrong_copies=tally.wrong_copies,
             target_copied=MIN_COPIED,
             are_copies_met=tally.are_copies_met,

@@ -52,11 +52,13 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`is_copy` says whether nano's answer is the one that was expected; None where none was."""
+    """`is_copy` says whether nano's answer is the one that was expected, None where none was;
+    `said` is that answer."""
 
     outcome: Outcome
     reason: str = ""
     is_copy: bool | None = None
+    said: str = ""
 
 
 def judge(asked: Ask, reply: Reply) -> Verdict:
@@ -77,9 +79,13 @@ def judge(asked: Ask, reply: Reply) -> Verdict:
         if reply.has_left:
             return Verdict(Outcome.LEFT)
         return Verdict(Outcome.LOST, f"{reply.failure}; it ends {_end_of(reply)}")
-    is_copy = _is_copy(asked, _answer(asked, reply))
-    reason = f"{asked.expected} was expected; it ends {_end_of(reply)}" if is_copy is False else ""
-    return Verdict(Outcome.ANSWERED, reason, is_copy)
+    if asked.expected is None:
+        return Verdict(Outcome.ANSWERED)
+    choices = _answer(asked, reply)["choices"]
+    # One that max_tokens or a stop string has cut is right as far as it goes.
+    is_copy = all(_says(asked, asked.expected, choice) for choice in choices)
+    said = json.dumps([_said(choice["message"]) for choice in choices], ensure_ascii=False)
+    return Verdict(Outcome.ANSWERED, "", is_copy, said)
 
 
 def _faults(asked: Ask, reply: Reply) -> Iterator[str]:
@@ -144,28 +150,24 @@ def _is_object(call: Json) -> bool:
         return False
 
 
-def _is_copy(asked: Ask, answer: Json) -> bool | None:
-    """Of all choices; one that max_tokens or a stop string has cut is right as far as it goes."""
-    if asked.expected is None:
-        return None
-    return all(_says(asked, asked.expected, choice) for choice in answer["choices"])
-
-
 def _says(asked: Ask, expected: Expected, choice: Json) -> bool:
-    message, text = choice["message"], expected.text
+    said, text = _said(choice["message"]), expected.text
     is_cut = choice["finish_reason"] == "length"
     if expected.tool:
-        functions = [call["function"] for call in message.get("tool_calls", ())]
-        said = [(function["name"], function["arguments"]) for function in functions]
         if is_cut:
-            return all(n == expected.tool and text.startswith(a) for n, a in said)
-        return said == [(expected.tool, text)]
-    said_text = message["content"] or ""
+            return all(n == expected.tool and text.startswith(a) for n, a in said[1:])
+        return said[1:] == [[expected.tool, text]]
     if is_cut:
-        return text.startswith(said_text)
+        return text.startswith(said[0])
     # The one that is complete first ends it; at the same place, the longest.
     ends = [(text.find(s) + len(s), text.find(s)) for s in stops_of(asked.body) if s in text]
-    return bool(said_text == text[: min(ends)[1] if ends else None])
+    return bool(said[0] == text[: min(ends)[1] if ends else None])
+
+
+def _said(message: Json) -> list[Any]:
+    """The content, then the name and the arguments of each call."""
+    functions = [call["function"] for call in message.get("tool_calls", ())]
+    return [message["content"] or "", *([f["name"], f["arguments"]] for f in functions)]
 
 
 def _answer(asked: Ask, reply: Reply) -> Json:

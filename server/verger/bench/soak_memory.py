@@ -1,7 +1,8 @@
 """What gateway and engine hold while a soak runs, and how much that grew once it was warm.
 
-The sampler is run by `soak.py`, the growth is told by `soak_report.py`. Memory that KV has taken in
-the meantime is no leak: the cache grows until its budget is used up. Must not know requests.
+The sampler is run by `soak.py`, the growth is told by `soak_report.py`. What the engine itself
+accounts for and bounds is no leak: KV, until its budget is used up, and free buffers that MLX keeps
+for the next step. Must not know requests.
 """
 
 import asyncio
@@ -14,11 +15,12 @@ from msgspec import Struct
 from verger.bench.footprint import footprint_bytes
 from verger.bench.processes import processes
 
-SAMPLE_S = 1.0
+SAMPLE_S = 0.5
 MAX_SAMPLES = 1000
 """A long soak is looked at less often."""
-WARM, END = 0.25, 0.75
-"""Of the soak: what is held in the quarter from the first on is compared with the last one."""
+QUARTERS = 4
+WARM, END = 1, 3
+"""The second quarter, when all that is allocated once has been, is compared with the last."""
 TARGET_GROWTH = 0.10
 TARGET_MINUTES = 10.0
 """In less time a process has hardly had all its buffers once."""
@@ -31,20 +33,20 @@ class Sample:
     progress: float
     gateway_bytes: int | None
     engine_bytes: int | None
-    kv_bytes: int
+    bounded_bytes: int
+    """Of the engine's: KV and free buffers."""
 
 
 class Growth(Struct, frozen=True, kw_only=True):
-    """Of one process: medians of the second quarter of the soak, when it is warm, and of the
-    last. `kv_bytes` of the growth are KV, rows' and cached prefixes'."""
+    """Of one process: medians of the quarters of the soak, and how much the last is above the
+    second; `bounded_bytes` of that are KV and free buffers."""
 
-    warm_bytes: int
-    end_bytes: int
+    quarter_bytes: Sequence[int]
     peak_bytes: int
     growth_bytes: int
-    kv_bytes: int
+    bounded_bytes: int
     growth_ratio: float
-    """Of what is not KV, to what was held when warm."""
+    """Of the rest, to what was held in the second quarter."""
 
 
 class Memory(Struct, frozen=True, kw_only=True):
@@ -60,11 +62,11 @@ class Memory(Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Sampler:
-    """Looks at our own server; `progress` and `kv_bytes` are asked each time."""
+    """Looks at our own server; `progress` and `bounded_bytes` are asked each time."""
 
     pid: int
     progress: Callable[[], float]
-    kv_bytes: Callable[[], Awaitable[int]]
+    bounded_bytes: Callable[[], Awaitable[int]]
     interval_s: float = SAMPLE_S
     samples: list[Sample] = field(default_factory=list)
     engine_restarts: int = 0
@@ -76,16 +78,21 @@ class Sampler:
             await self.look()
             await asyncio.sleep(self.interval_s)
 
-    async def look(self) -> None:
-        """One sample."""
+    async def find_engine(self) -> int | None:
+        """Its process, if there is one now; counts it if it is another than before."""
         engine_pid = await asyncio.to_thread(_child_of, self.pid)
         if engine_pid is not None and self._engine_pid not in (None, engine_pid):
             self.engine_restarts += 1
         self._engine_pid = engine_pid or self._engine_pid
+        return engine_pid
+
+    async def look(self) -> None:
+        """One sample."""
+        engine_pid = await self.find_engine()
         engine_bytes = None if engine_pid is None else footprint_bytes(engine_pid)
         gateway_bytes = footprint_bytes(self.pid)
-        kv_bytes = await self.kv_bytes()
-        self.samples.append(Sample(self.progress(), gateway_bytes, engine_bytes, kv_bytes))
+        bounded_bytes = await self.bounded_bytes()
+        self.samples.append(Sample(self.progress(), gateway_bytes, engine_bytes, bounded_bytes))
 
 
 def interval_of(minutes: float | None) -> float:
@@ -96,22 +103,9 @@ def interval_of(minutes: float | None) -> float:
 def memory_of(
     samples: Sequence[Sample], engine_restarts: int, minutes: float | None
 ) -> Memory | None:
-    """None where the system did not tell, or too few samples were taken to compare."""
-    warm = [sample for sample in samples if WARM <= sample.progress < 2 * WARM]
-    end = [sample for sample in samples if sample.progress >= END]
-    kv_growth = int(_median([s.kv_bytes for s in end]) - _median([s.kv_bytes for s in warm]))
-    gateway = _growth(
-        [s.gateway_bytes for s in warm],
-        [s.gateway_bytes for s in end],
-        [s.gateway_bytes for s in samples],
-        kv_bytes=0,
-    )
-    engine = _growth(
-        [s.engine_bytes for s in warm],
-        [s.engine_bytes for s in end],
-        [s.engine_bytes for s in samples],
-        kv_bytes=kv_growth,
-    )
+    """None where the system did not tell, or a quarter is without a sample."""
+    gateway = _growth(samples, [sample.gateway_bytes for sample in samples])
+    engine = _growth(samples, [sample.engine_bytes for sample in samples], is_engine=True)
     if gateway is None or engine is None:
         return None
     is_met = max(gateway.growth_ratio, engine.growth_ratio) <= TARGET_GROWTH
@@ -126,32 +120,31 @@ def memory_of(
 
 
 def _growth(
-    warm: Sequence[int | None],
-    end: Sequence[int | None],
-    every: Sequence[int | None],
-    kv_bytes: int,
+    samples: Sequence[Sample], held: Sequence[int | None], *, is_engine: bool = False
 ) -> Growth | None:
-    warm_known, end_known = _known(warm), _known(end)
-    if not (warm_known and end_known):
+    quarters = _medians(samples, held)
+    if quarters is None:
         return None
-    warm_bytes, end_bytes = int(median(warm_known)), int(median(end_known))
-    growth_bytes = end_bytes - warm_bytes
+    bounded_bytes = 0
+    if is_engine and (bounded := _medians(samples, [one.bounded_bytes for one in samples])):
+        bounded_bytes = bounded[END] - bounded[WARM]
+    growth_bytes = quarters[END] - quarters[WARM]
     return Growth(
-        warm_bytes=warm_bytes,
-        end_bytes=end_bytes,
-        peak_bytes=max(_known(every)),
+        quarter_bytes=quarters,
+        peak_bytes=max(one for one in held if one is not None),
         growth_bytes=growth_bytes,
-        kv_bytes=kv_bytes,
-        growth_ratio=round((growth_bytes - kv_bytes) / warm_bytes, 4),
+        bounded_bytes=bounded_bytes,
+        growth_ratio=round((growth_bytes - bounded_bytes) / quarters[WARM], 4),
     )
 
 
-def _known(values: Sequence[int | None]) -> list[int]:
-    return [value for value in values if value is not None]
-
-
-def _median(values: Sequence[int]) -> float:
-    return median(values) if values else 0.0
+def _medians(samples: Sequence[Sample], values: Sequence[int | None]) -> list[int] | None:
+    """Of each quarter; what comes after the end counts to the last one."""
+    found: list[list[int]] = [[] for _ in range(QUARTERS)]
+    for sample, value in zip(samples, values, strict=True):
+        if value is not None:
+            found[min(int(sample.progress * QUARTERS), QUARTERS - 1)].append(value)
+    return [int(median(quarter)) for quarter in found] if all(found) else None
 
 
 def _child_of(pid: int) -> int | None:
