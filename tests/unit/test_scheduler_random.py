@@ -170,8 +170,10 @@ class Play:
         assert request.ending is None, "nothing follows a request's end"
         return request
 
-    def run_out(self) -> None:
-        self.scheduler.drain(self.now_s)
+    def run_out(self, *, drains: bool) -> None:
+        """Draining gives up the background, which might be what wedges."""
+        if drains:
+            self.scheduler.drain(self.now_s)
         for _ in range(MAX_STEPS):
             if self.scheduler.is_idle:
                 return
@@ -207,12 +209,13 @@ def check(request: Request) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(30))
+# 35 and 95: the background kept the disk from those who waited, and they kept it from its row.
+@pytest.mark.parametrize("seed", [*range(30), 35, 95])
 def test_every_request_ends_once_and_with_its_own_tokens(seed: int) -> None:
     play = Play(seed)
     for _ in range(OPERATIONS):
         play.operate()
-    play.run_out()
+    play.run_out(drains=seed % 3 == 0)
     assert not play.runner.open_rows
     assert play.scheduler.running == play.scheduler.waiting == 0
     for request in play.requests.values():
