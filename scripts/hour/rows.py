@@ -122,10 +122,10 @@ def _power(answer: object) -> Iterator[Row]:
 def _memory(answer: object) -> Iterator[Row]:
     is_met = at(answer, "memory", "is_met")
     for name in ("gateway", "engine"):
-        keys = ("warm_bytes", "end_bytes", "kv_bytes")
-        warm, end, kv = (number(answer, "memory", name, key) for key in keys)
+        keys = ("warm_bytes", "end_bytes", "bounded_bytes")
+        warm, end, bounded = (number(answer, "memory", name, key) for key in keys)
         if warm is not None and end is not None:
-            grown = "" if kv is None else f", {kv / MIB:+.0f} MiB of that KV"
+            grown = "" if not bounded else f", {bounded / MIB:+.0f} MiB by KV and free buffers"
             figure = f"{warm / MIB:.0f} MiB when warm, {end / MIB:.0f} MiB at the end{grown}"
             yield Row(f"memory: {name}", figure, _verdict(is_met))
     requests, minutes = number(answer, "requests"), number(answer, "minutes")

@@ -179,7 +179,7 @@ SOAK = {
     "counts": {"answered": 899, "left": 1},
     "memory": {
         "gateway": {"warm_bytes": 100 << 20, "end_bytes": 110 << 20},
-        "engine": {"warm_bytes": 900 << 20, "end_bytes": 2000 << 20, "kv_bytes": 250 << 20},
+        "engine": {"warm_bytes": 900 << 20, "end_bytes": 2000 << 20, "bounded_bytes": 250 << 20},
         "is_met": False,
     },
 }
@@ -194,7 +194,7 @@ def test_the_page_begins_with_what_is_wrong_and_then_has_the_figures() -> None:
     text = page("m", [Result(name, "done", "", 1.0, one) for name, one in answers.items()], None)
     start, _, rest = text.partition("| what |")
     assert "stall: gaps beside a prompt: p99 900 ms, at most 361" in start
-    assert "memory: engine: 900 MiB when warm, 2000 MiB at the end, +250 MiB of that KV" in start
+    assert "memory: engine: 900 MiB when warm, 2000 MiB at the end, +250 MiB by KV" in start
     assert "soak: the server afterwards: 1 permits of the key agents" in start
     for line in (
         "| fit: m | fits, needs 2.0 GiB, absent |  |",

@@ -73,6 +73,7 @@ def test_growth_is_between_the_medians_of_the_second_and_the_last_quarter() -> N
     memory = memory_of(samples(gateway, engine, bounded), 0, TARGET_MINUTES)
     assert memory is not None
     assert memory.gateway.quarter_bytes == [2, 100, 0, 110]
+    assert (memory.gateway.warm_bytes, memory.gateway.end_bytes) == (100, 110)
     assert (memory.gateway.peak_bytes, memory.gateway.growth_ratio) == (900, 0.1)
     assert (memory.engine.growth_bytes, memory.engine.bounded_bytes) == (500, 400)
     assert memory.engine.growth_ratio == 0.1

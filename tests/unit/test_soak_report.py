@@ -124,6 +124,8 @@ def test_cached_prefixes_may_stay_and_nothing_else() -> None:
 
 GROWTH = Growth(
     quarter_bytes=[90 * 2**20, 100 * 2**20, 125 * 2**20, 130 * 2**20],
+    warm_bytes=100 * 2**20,
+    end_bytes=130 * 2**20,
     peak_bytes=140 * 2**20,
     growth_bytes=30 * 2**20,
     bounded_bytes=20 * 2**20,

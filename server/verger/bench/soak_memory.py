@@ -38,15 +38,17 @@ class Sample:
 
 
 class Growth(Struct, frozen=True, kw_only=True):
-    """Of one process: medians of the quarters of the soak, and how much the last is above the
-    second; `bounded_bytes` of that are KV and free buffers."""
+    """Of one process: medians of the quarters of the soak, the second again as what was held when
+    warm, the last as at the end. `bounded_bytes` of the growth are KV and free buffers."""
 
     quarter_bytes: Sequence[int]
+    warm_bytes: int
+    end_bytes: int
     peak_bytes: int
     growth_bytes: int
     bounded_bytes: int
     growth_ratio: float
-    """Of the rest, to what was held in the second quarter."""
+    """Of the rest, to what was held when warm."""
 
 
 class Memory(Struct, frozen=True, kw_only=True):
@@ -131,6 +133,8 @@ def _growth(
     growth_bytes = quarters[END] - quarters[WARM]
     return Growth(
         quarter_bytes=quarters,
+        warm_bytes=quarters[WARM],
+        end_bytes=quarters[END],
         peak_bytes=max(one for one in held if one is not None),
         growth_bytes=growth_bytes,
         bounded_bytes=bounded_bytes,
