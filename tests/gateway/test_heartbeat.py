@@ -1,13 +1,16 @@
 """When a waiting stream speaks, and when it must not."""
 
+import asyncio
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from tests.fakes import FakeTime
+from verger.gateway.edge import RequestRecord
 from verger.gateway.engine_client import EngineState
-from verger.gateway.sse import DONE, Ending, Heartbeat
+from verger.gateway.sse import DONE, PING, EventStream, Heartbeat
 from verger.gateway.vitals import MAX_SILENCE_S, EngineVitals
 from verger.messages import Stats
 
@@ -46,27 +49,57 @@ def test_a_stream_that_flows_needs_no_heartbeats() -> None:
     assert heartbeat.tick() == b"beat"
 
 
-async def test_nothing_follows_the_last_frame_but_the_end() -> None:
-    """A heartbeat that was made before it has been overtaken."""
-    sent: list[Any] = []
+async def test_a_heartbeat_does_not_speak_of_a_choice_that_has_ended() -> None:
+    """It is due just when the last frames come, which overtake whoever sends it."""
+    is_due, sent = asyncio.Event(), list[bytes]()
 
-    async def send(message: Any) -> None:
-        sent.append(message)
+    def beat() -> bytes:
+        is_due.set()
+        return b"beat"
 
-    def body(frame: bytes, more_body: bool = True) -> dict[str, Any]:
-        return {"type": "http.response.body", "body": frame, "more_body": more_body}
+    async def frames() -> AsyncGenerator[bytes]:
+        yield b"first"
+        await is_due.wait()
+        for frame in (b"finish", DONE):
+            yield frame
 
-    ending = Ending()
-    guarded = ending.guard(send)
-    start = {"type": "http.response.start", "status": 200}
-    frames = [body(b"one"), body(b"beat"), body(b"two")]
-    for message in (start, *frames):
-        await guarded(message)
-    ending.frame = DONE
-    for message in (body(b"beat"), body(DONE), body(b"beat"), body(b"beat"), body(b"", False)):
-        await guarded(message)
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
 
-    assert sent == [start, *frames, body(b"beat"), body(DONE), body(b"", False)]
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    record = RequestRecord("req_1", 0.0, finish="stop")
+    scope = {"type": "http", "method": "POST", "path": "/", "verger.record": record}
+    stream = EventStream(frames(), Heartbeat(beat, 0.02, is_alive=lambda: True), {})
+    await stream(scope, receive, send)
+
+    assert sent == [b"", b"first", b"beat", b"finish", DONE, b""]
+
+
+async def test_nothing_is_made_while_a_frame_waits_to_be_sent() -> None:
+    """A client that reads again finds the frame first, and what was made meanwhile behind it."""
+    is_read, sent = asyncio.Event(), list[bytes]()
+
+    async def send(message: Message) -> None:
+        sent.append(message["body"])
+        if message["body"] == DONE:
+            await is_read.wait()
+
+    heartbeat = Heartbeat(lambda: b"beat", 5, is_alive=lambda: True)
+    speaking = heartbeat.speaking(send)
+    for body in (PING, PING):
+        await speaking({"type": "http.response.body", "body": body})
+    heartbeat.note_sent()
+    ending = asyncio.ensure_future(speaking({"type": "http.response.body", "body": DONE}))
+    await asyncio.sleep(0)
+    for body in (PING, PING, PING):
+        await speaking({"type": "http.response.body", "body": body})
+    is_read.set()
+    await ending
+
+    assert sent == [b"beat", DONE]
 
 
 async def test_an_engine_that_falls_silent_silences_the_heartbeat() -> None:

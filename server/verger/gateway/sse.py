@@ -14,7 +14,6 @@ that off, because here SIGTERM lets running answers finish.
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import AppStatus, EventSourceResponse
@@ -30,6 +29,8 @@ from verger.log import key_values
 logger = logging.getLogger("verger.gateway")
 
 DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+"""What stands for a heartbeat until it is its turn to be sent."""
 
 
 class _Aborted(Exception):
@@ -60,27 +61,24 @@ class Heartbeat:
         is_due, self._is_quiet = self._is_quiet, True
         return self._new_frame() if is_due and self._is_alive() else b""
 
+    def speaking(self, send: Send) -> Send:
+        """What is sent with it, with each PING replaced by what there is to say at that moment.
 
-@dataclass(slots=True)
-class Ending:
-    """Lets nothing follow a stream's last frame: a heartbeat is sent by a task of its own, and may
-    have been made before that frame and be sent after it."""
+        A task of its own sends them: one made before could be overtaken by the end of a choice or
+        of the stream. None is made while a frame waits to be sent.
+        """
+        is_sending = False
 
-    frame: bytes | None = None
-    """The last one, once it is known."""
-    _has_gone: bool = False
+        async def send_in_turn(message: Message) -> None:
+            nonlocal is_sending
+            if message.get("body") != PING:
+                is_sending = True
+                await send(message)
+                is_sending = False
+            elif not is_sending and (spoken := self.tick()):
+                await send({**message, "body": spoken})
 
-    def guard(self, send: Send) -> Send:
-        """What is sent with it is not more than that."""
-
-        async def send_in_time(message: Message) -> None:
-            body = message.get("body")
-            if body and self._has_gone:
-                return
-            self._has_gone = body is not None and body == self.frame
-            await send(message)
-
-        return send_in_time
+        return send_in_turn
 
 
 def drain_streams() -> None:
@@ -105,16 +103,15 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises ClientGone if the client leaves, or is cut off, before the end."""
-        ending = Ending()
         response = EventSourceResponse(
-            _guarded(self._frames, self._heartbeat, scope, ending),
+            _guarded(self._frames, self._heartbeat, scope),
             headers=self._headers,
             ping=self._heartbeat.tick_s,
-            ping_message_factory=lambda: _RawEvent(self._heartbeat.tick()),
+            ping_message_factory=lambda: _RawEvent(PING),
             sep="\n",
         )
         try:
-            await response(scope, receive, ending.guard(send))
+            await response(scope, receive, self._heartbeat.speaking(send))
         except _Aborted:
             scope["state"][CLOSE]()
             return
@@ -123,7 +120,7 @@ class EventStream:
 
 
 class _RawEvent(ServerSentEvent):
-    """Bytes that are sent as they are; none at all if empty."""
+    """Bytes that are sent as they are."""
 
     def __init__(self, raw: bytes) -> None:
         super().__init__()
@@ -134,7 +131,7 @@ class _RawEvent(ServerSentEvent):
 
 
 async def _guarded(
-    frames: AsyncGenerator[bytes], heartbeat: Heartbeat, scope: Scope, ending: Ending
+    frames: AsyncGenerator[bytes], heartbeat: Heartbeat, scope: Scope
 ) -> AsyncGenerator[bytes]:
     """The frames; if they fail, an event that says so and no clean end."""
     record = record_of(scope)
@@ -142,8 +139,6 @@ async def _guarded(
         async with aclosing(frames):
             async for frame in frames:
                 heartbeat.note_sent()
-                if frame == DONE:
-                    ending.frame = frame
                 yield frame
         return
     except ReplyError as error:
@@ -152,6 +147,6 @@ async def _guarded(
         logger.exception(key_values(event="defect", id=record.id, path=scope["path"]))
         failure = internal_error()
     record.error = failure.code
-    ending.frame = data_frame(encode_error(failure))
-    yield ending.frame
+    heartbeat.note_sent()
+    yield data_frame(encode_error(failure))
     raise _Aborted
