@@ -26,7 +26,7 @@ from verger.formats.harmony import Repair, render
 from verger.formats.vocabulary import Vocabulary
 from verger.messages import FinishReason
 
-pytestmark = [pytest.mark.oracle, pytest.mark.slow]
+pytestmark = pytest.mark.oracle
 
 BATCHES = 10
 CONVERSATIONS = 2_000 // BATCHES

@@ -16,7 +16,7 @@ from tests.keys import make_key, revoke
 from tests.lan.networks import Office
 from tests.lan.serving import serving
 
-pytestmark = [pytest.mark.process, pytest.mark.slow]
+pytestmark = pytest.mark.process
 
 SCRIPT = r"""
 [[reply]]

@@ -101,7 +101,6 @@ def test_a_name_that_is_taken_gets_a_number_and_both_are_found(two_hosts: Office
     )
 
 
-@pytest.mark.slow
 def test_a_killed_server_is_found_no_more_and_comes_back_under_its_name(
     two_hosts: Office,
 ) -> None:
@@ -126,7 +125,6 @@ def test_on_loopback_a_machine_finds_itself(lonely: Host) -> None:
     assert found["addresses"] == ["127.0.0.1"]
 
 
-@pytest.mark.slow
 def test_two_servers_on_one_machine_are_told_apart_and_leave_one_by_one(lonely: Host) -> None:
     loopback = "127.0.0.1"
     with (
@@ -146,7 +144,6 @@ def test_two_servers_on_one_machine_are_told_apart_and_leave_one_by_one(lonely: 
     assert (found["host"], found["addresses"]) == ("office-mini-2.local", [loopback])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("has_ipv4", [True, False])
 def test_a_server_that_listens_on_ipv6_is_found_at_it(two_hosts: Office, has_ipv4: bool) -> None:
     for number, host in enumerate((two_hosts.server, two_hosts.client), start=1):

@@ -230,7 +230,7 @@ class RandomEdits:
             self.direct.runner.apply(FreeWindow(window_id))
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_active_memory_is_weights_and_accounted_kv(seed: int) -> None:
     """After every operation, within 2 %; and nothing is left when all is freed."""
     model = wide_kv_gpt_oss()

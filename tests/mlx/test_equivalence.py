@@ -74,13 +74,7 @@ CASES = {
 }
 
 
-LONG = {"chunks longer than a sliding query block", "one long among short ones", "joined late"}
-"""Left to scripts/test: each takes seconds."""
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CASES]
-)
+@pytest.mark.parametrize("name", CASES)
 def test_logits_in_a_batch_equal_those_of_the_row_alone(name: str) -> None:
     case = CASES[name]
     random = Random(name)

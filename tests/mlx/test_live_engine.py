@@ -111,7 +111,6 @@ async def one(engine: EngineClient, submit: Submit) -> tuple[RowTokens, Finished
     raise AssertionError("the generation ended without Finished")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
     [Sampling(temperature=0), Sampling(seed=7, top_p=0.95, frequency_penalty=0.3)],
@@ -127,14 +126,12 @@ def test_a_cold_forward_gives_the_log_probabilities_that_the_engine_reported(
         assert worst_error(nano(), submit.prompt, answer) <= TOLERANCE
 
 
-@pytest.mark.slow
 def test_greedy_answers_in_a_full_batch_are_those_of_the_row_alone() -> None:
     submits = requests(Sampling(temperature=0)) * 2
     for submit, (answer, _) in zip(submits, generate(submits), strict=True):
         assert answer.ids == greedy_alone(submit)
 
 
-@pytest.mark.slow
 def test_seeded_answers_are_the_same_alone_and_in_a_batch() -> None:
     submits = requests(Sampling(temperature=1.5, seed=11))
     in_batch = generate(submits)

@@ -46,8 +46,8 @@ def shaped_gpt_oss(width: int, inner: int, top_k: int, query_heads: int) -> GptO
     ("width", "inner", "top_k", "query_heads"),
     [
         (512, 512, 4, 2),
-        pytest.param(256, 512, 4, 2, marks=pytest.mark.slow),
-        pytest.param(512, 256, 2, 2, marks=pytest.mark.slow),
+        (256, 512, 4, 2),
+        (512, 256, 2, 2),
         (64, 64, 1, 8),
     ],
     ids=["even", "wide experts", "wide hidden", "attention"],

@@ -30,7 +30,7 @@ from verger.formats.conversation import Conversation, Message, Role
 from verger.formats.harmony import HarmonyParser, render
 from verger.messages import FinishReason, Hello, Sampling, Submit
 
-pytestmark = [pytest.mark.mlx, pytest.mark.slow]
+pytestmark = [pytest.mark.mlx]
 
 VOCABULARY = 201_088
 LOGITS_BYTES = 17 * VOCABULARY * 4

@@ -67,9 +67,9 @@ def keep_prompt(direct: Direct, prompt: list[int], at: int, chunk: int = 2048) -
         (200, 127, 2048),
         (200, 128, 64),
         (240, 129, 2048),
-        pytest.param(320, 310, 150, marks=pytest.mark.slow),
+        (320, 310, 150),
         (320, 300, 100),
-        pytest.param(700, 512, 700, marks=pytest.mark.slow),
+        (700, 512, 700),
     ],
     ids=[
         "window open, cut inside a chunk",
@@ -181,7 +181,6 @@ def test_a_prefix_that_a_running_row_holds(model: GptOss, room: int) -> None:
     assert worst_error(model, other, direct.answer(1)) <= TOLERANCE
 
 
-@pytest.mark.slow
 def test_a_prefix_in_pieces_of_both_kinds_while_its_row_is_still_prefilled(
     model: GptOss,
 ) -> None:

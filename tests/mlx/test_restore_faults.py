@@ -31,7 +31,7 @@ SPLIT = 110
 EARLY = 50
 CHUNK = 150
 OTHER_WINDOW, STALE_WINDOW, WINDOW, END_WINDOW, EARLY_WINDOW = 1, 2, 3, 4, 5
-SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)))
+SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -240,14 +240,8 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-QUICK = {"window_shifted", "stale_window", "hole_in_a_span", "spans_swapped", "token_skipped"}
-"""The others are left to scripts/test: each takes a second."""
-
-
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in FAULTS]
-)
+@pytest.mark.parametrize("name", FAULTS)
 def test_the_oracle_catches(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_gpt_oss(seed)
     scene = FAULTS[name](monkeypatch, Scene(runner_of(model)))

@@ -147,7 +147,6 @@ def test_streams_that_do_not_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -
         asyncio.run(run())
 
 
-@pytest.mark.slow
 @pytest.mark.mlx
 @pytest.mark.skipif(not has_engine(), reason="the server needs the engine")
 def test_nano_is_measured_from_its_start_on() -> None:

@@ -139,7 +139,6 @@ async def test_whatever_ends_the_engine_the_next_request_works(
     assert client.failure == reason
 
 
-@pytest.mark.slow
 async def test_a_hanging_engine_is_killed_and_the_next_request_works(tmp_path: Path) -> None:
     limits = RestartLimits(silence_s=3.0, first_delay_s=0.01)
     async with running(make_command(tmp_path), limits=limits) as client:
@@ -189,7 +188,7 @@ async def test_stop_does_not_wait_for_ever(client: EngineClient) -> None:
             await read_on(generation)
 
 
-@pytest.mark.parametrize("start", ["fail", "die", pytest.param("hang", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start", ["fail", "die", "hang"])
 async def test_an_engine_that_never_starts_is_left_alone(tmp_path: Path, start: str) -> None:
     command = make_command(tmp_path, f'start = "{start}"')
     async with running(command, limits=IMPATIENT) as client:
@@ -228,7 +227,7 @@ async def test_a_missing_engine_extra_is_a_permanent_failure(tmp_path: Path) -> 
     "then",
     [
         pytest.param("sys.exit(1)", id="exits"),
-        pytest.param("time.sleep(1000)", id="hangs", marks=pytest.mark.slow),
+        pytest.param("time.sleep(1000)", id="hangs"),
     ],
 )
 async def test_half_a_frame_from_an_engine_is_its_death(then: str) -> None:

@@ -17,7 +17,6 @@ from verger.cli.machine import has_engine
 
 pytestmark = [
     pytest.mark.process,
-    pytest.mark.slow,
     pytest.mark.mlx,
     pytest.mark.skipif(not has_engine(), reason="the benches need the engine"),
 ]

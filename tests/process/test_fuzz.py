@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.keys import bearer, make_key
 from tests.process.serving import Served, serving
 
-pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 OPEN = {"/livez", "/readyz", "/v1/health"}
 PATHS = (

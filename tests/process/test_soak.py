@@ -139,7 +139,6 @@ def test_a_reply_that_does_not_end_is_given_up_at_its_bound(
     assert "more than" in asyncio.run(failure_at(size - 1))
 
 
-@pytest.mark.slow
 @pytest.mark.mlx
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not has_engine(), reason="the server needs the engine")

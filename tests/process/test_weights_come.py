@@ -14,7 +14,7 @@ from tests.process.test_setup import TINY
 from verger import paths
 from verger.bench.children import free_port
 
-pytestmark = [pytest.mark.process, pytest.mark.mlx, pytest.mark.slow]
+pytestmark = [pytest.mark.process, pytest.mark.mlx]
 
 
 def test_the_server_starts_anew_in_place_once_its_model_is_there(tmp_path: Path) -> None:
