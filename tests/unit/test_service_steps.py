@@ -131,6 +131,24 @@ def test_waiting_has_a_bound(succeeds_at: int, is_enough: bool) -> None:
     assert (len(asked), pauses) == (3, [2.0, 2.0])
 
 
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(22, "11:00 ERROR event=safe_mode reason=memory"), (7, "verger: no such file")],
+    ids=["it answers that it is not ready", "it does not answer"],
+)
+def test_a_server_that_is_waited_for_in_vain_is_quoted(
+    tmp_path: Path, status: int, told: str
+) -> None:
+    died, log = tmp_path / "stderr.log", tmp_path / "verger.log"
+    died.write_text("first\nverger: no such file\n")
+    lines = ["INFO event=started", "ERROR event=safe_mode reason=memory", *["INFO ask"] * 500]
+    log.write_text("".join(f"11:00 {line}\n" for line in lines))
+    run = Executor(lambda argv, timeout_s=0.0: Done(status), say=lambda line: None)
+    step = Await(what="wait", argv=("curl",), attempts=1, log=died, error_log=log)
+    with pytest.raises(StepFailed, match=f"{told}\\)"):
+        run.carry_out([step])
+
+
 def test_a_link_is_not_put_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "current").mkdir()
     with pytest.raises(StepFailed, match="not a link stands there"):

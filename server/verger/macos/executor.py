@@ -23,7 +23,9 @@ from verger.macos.programs import MAX_REASON_CHARACTERS, Done, Runner, run_comma
 from verger.macos.steps import Await, MakeFolder, MoveLink, Remove, Run, Step, WriteFile
 
 CHOWN, STAT = "/usr/sbin/chown", "/usr/bin/stat"
-LOG_TAIL_BYTES = 4096
+LOG_TAIL_BYTES = 64 * 1024
+"""The questions that were asked meanwhile are in it too."""
+CURL_HTTP_ERROR, ERROR_MARK = 22, " ERROR "
 
 
 def owner_of(run: Runner, path: Path) -> str:
@@ -166,7 +168,9 @@ class Executor:
             done = self._run(step.argv)
             if (done.status == 0) is step.wants_success:
                 return
-        last = "" if step.log is None else _last_line(step.log)
+        is_answered = step.error_log is not None and done.status == CURL_HTTP_ERROR
+        log, mark = (step.error_log, ERROR_MARK) if is_answered else (step.log, "")
+        last = "" if log is None else _last_line(log, mark)
         waited_s = step.attempts * step.pause_s
         raise StepFailed(f"not within {waited_s:g} s ({last or done.reason})")
 
@@ -234,10 +238,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _last_line(log: Path) -> str:
+def _last_line(log: Path, mark: str) -> str:
+    """Of those that have the mark in them."""
     try:
         text = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
     except OSError:
         return ""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip() and mark in line]
     return lines[-1][:MAX_REASON_CHARACTERS] if lines else ""

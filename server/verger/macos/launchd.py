@@ -84,6 +84,7 @@ def await_ready(layout: Layout, url: str) -> Await:
         attempts=READY_ATTEMPTS,
         pause_s=PAUSE_S,
         log=layout.crash_log,
+        error_log=layout.server_log,
     )
 
 

@@ -98,6 +98,8 @@ class Await:
     wants_success: bool = True
     log: Path | None = None
     """Its last line is told when the waiting is given up."""
+    error_log: Path | None = None
+    """Its last error, rather, if curl was answered, though not with success."""
 
 
 Step = MakeFolder | WriteFile | MoveLink | Remove | Run | Await
