@@ -100,6 +100,11 @@ class ModelChoice:
     """What the person at the terminal should be told about the choice."""
 
     @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder.path
+
+    @property
     def context_tokens(self) -> int:
         """What the folder's own config allows, or less where the catalogue says so."""
         known = self.model.context_tokens if self.model else self.folder.context_tokens
@@ -115,6 +120,16 @@ class AbsentModel:
     """Where it will be."""
     reason: str
     """What is missing there, and how to get it."""
+
+    @property
+    def id(self) -> str:
+        """As the catalogue has it."""
+        return self.model.id
+
+    @property
+    def context_tokens(self) -> int:
+        """What the catalogue says; the folder may come to say less."""
+        return self.model.context_tokens
 
 
 def load_catalogue(folder: Path) -> Catalogue:

@@ -81,7 +81,7 @@ async def measure(plan: Plan, notify: Callable[[str], None]) -> Report:
 
 async def _start(plan: Plan, folder: Path, stack: AsyncExitStack) -> "_Bench":
     """The server first and alone, so that its start is not slowed down by the others'."""
-    model, port, started_s = plan.choice.folder.path, free_port(), time.monotonic()
+    model, port, started_s = plan.choice.path, free_port(), time.monotonic()
     rows = max(ROWS, *(len(scenario.instructions_tokens) for scenario in plan.scenarios))
     serve = ["-m", "verger.cli.main", "serve", "--host", "127.0.0.1", "--port", str(port)]
     serve += ["--model", plan.requested, "--max-rows", str(rows)]

@@ -75,7 +75,7 @@ def subject(
     if running is None:
         require_engine()
     choice = choose((tokenizer if url else model) or DEFAULT_MODEL)
-    file = choice.folder.path / "tokenizer.json"
+    file = choice.path / "tokenizer.json"
     return Subject(
         own=None if running else Own(model or DEFAULT_MODEL, max(MIN_ROWS, rows)),
         running=running,

@@ -5,11 +5,10 @@ comes the web stack, which costs every other command a quarter of a second.
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 from verger import log, paths
-from verger.catalogue import AbsentModel, Model, ModelChoice, SamplingDefaults
+from verger.catalogue import AbsentModel, ModelChoice, SamplingDefaults
 from verger.cli.assumed import assumed_mac, shipped_and_fetched
 from verger.cli.machine import is_trial
 from verger.config import (
@@ -35,17 +34,6 @@ from verger.messages import Sampling
 Choice = ModelChoice | AbsentModel
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What of it is the same for a model that is there and for one that is still to come."""
-
-    id: str
-    folder: Path
-    context_tokens: int
-    model: Model | None
-    stand_in_tokenizer: Path | None = None
-
-
 def fresh_settings(
     running: Config, fresh: Config, choice: Choice, fake: Path | None, is_insecure: bool
 ) -> FreshSettings:
@@ -58,18 +46,17 @@ def settings_for(
     config: Config, choice: Choice, fake: Path | None, is_insecure: bool = False
 ) -> ServerSettings:
     """What the gateway needs to know, and no more."""
-    served = _served(choice)
-    engine, mac = config.engine, assumed_mac(config, served.id)
+    engine, mac = config.engine, assumed_mac(config, choice.id)
     prices = shipped_and_fetched()
     has_disk = engine.prefix_cache and engine.disk_gib > 0
     return ServerSettings(
-        model_id=served.id,
-        model_folder=served.folder,
-        context_tokens=served.context_tokens,
-        sampling=_sampling(served.model.sampling if served.model else SamplingDefaults()),
-        stand_in_tokenizer=served.stand_in_tokenizer,
+        model_id=choice.id,
+        model_folder=choice.path,
+        context_tokens=choice.context_tokens,
+        sampling=_sampling(choice.model.sampling if choice.model else SamplingDefaults()),
+        stand_in_tokenizer=_stand_in(choice),
         aliases={
-            name: served.id if target == SERVED_MODEL else target
+            name: choice.id if target == SERVED_MODEL else target
             for name, target in config.aliases.items()
         },
         providers=load_providers(
@@ -145,13 +132,10 @@ def _bytes(gib: float) -> int:
     return math.ceil(gib * 2**30)
 
 
-def _served(choice: Choice) -> _Served:
-    if isinstance(choice, ModelChoice):
-        return _Served(choice.id, choice.folder.path, choice.context_tokens, choice.model)
-    model = choice.model
-    # It spells the same text with about twice as many tokens: a reservation is too high, not low.
-    stand_in = paths.nano_dir() / "tokenizer.json"
-    return _Served(model.id, choice.path, model.context_tokens, model, stand_in)
+def _stand_in(choice: Choice) -> Path | None:
+    """nano's tokenizer, as long as there is no other: it spells the same text with about twice as
+    many tokens, so that a reservation is too high, not low."""
+    return None if isinstance(choice, ModelChoice) else paths.nano_dir() / "tokenizer.json"
 
 
 def _sampling(defaults: SamplingDefaults) -> Sampling:

@@ -165,7 +165,7 @@ class EngineSupervisor:
         self._process.send(frame)
 
     async def wait_decided(self) -> None:
-        """Wait through starts and restarts until it is anything else."""
+        """Wait as long as it is STARTING or RESTARTING."""
         await self._is_decided.wait()
 
     async def stop(self, drain_s: float) -> None:
